@@ -1,0 +1,1 @@
+"""CALM Edge runtime."""

@@ -1,0 +1,74 @@
+"""Every error a caller can meet, by whose fault it is.
+
+Messages name the file, the cause and the remedy; the command line prints them without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class CalmError(Exception):
+    """Base of all errors raised on purpose by CALM Edge."""
+
+
+class UsageError(CalmError, ValueError):
+    """The call itself is wrong: an unknown task, a missing argument, an option that does not exist."""
+
+
+class PhotoError(CalmError, ValueError):
+    """One photo cannot be scored. Other photos of the same call are not affected."""
+
+
+class PhotoNotFound(PhotoError):
+    """There is no such file."""
+
+
+class PhotoUnreadable(PhotoError):
+    """The file is empty, truncated, corrupt or not a picture."""
+
+
+class PhotoFormatRefused(PhotoError):
+    """The file is a picture of a format that is not on the allow-list."""
+
+
+class PhotoTooLarge(PhotoError):
+    """The file has more bytes, or its header announces more pixels, than the limits admit."""
+
+
+class PhotoTooSmall(PhotoError):
+    """The picture's shorter side is below the limit."""
+
+
+class BundleError(CalmError):
+    """A bundle cannot be used."""
+
+
+class BundleNotFound(BundleError):
+    """The folder or its manifest.json does not exist."""
+
+
+class BundleCorrupt(BundleError):
+    """A file of the bundle is missing, has changed or does not follow the contract."""
+
+
+class EngineError(CalmError):
+    """A model session cannot be created or failed while running."""
+
+
+class EngineMissing(EngineError):
+    """The chosen engine's library is not installed or its hardware does not answer."""
+
+
+class RemoteError(CalmError):
+    """A Triton server is not reachable, timed out or answered with an error."""
+
+
+class ScoreError(CalmError):
+    """The model produced a score that is not a finite number."""
+
+
+class ExportError(CalmError):
+    """A checkpoint cannot be exported, or the export misses its parity gate."""
+
+
+class DataError(CalmError, ValueError):
+    """A data set or recipe does not have the expected form."""
