@@ -33,7 +33,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class ModelInfo(_Struct):
+class ModelInfo(_Struct, frozen=True):
     """Which model this is and what may be done with it."""
 
     name: str
@@ -43,7 +43,7 @@ class ModelInfo(_Struct):
     score_meaning: str
 
 
-class VisualTokens(_Struct):
+class VisualTokens(_Struct, frozen=True):
     """Visual tokens per branch, in prompt order low, middle, high, thematic; width is the LLM's hidden size."""
 
     low: int
@@ -57,7 +57,7 @@ class VisualTokens(_Struct):
         return self.low + self.middle + self.high + self.thematic
 
 
-class ScoreSpec(_Struct):
+class ScoreSpec(_Struct, frozen=True):
     """Rating scale and the ids of the score tokens, lowest rating first."""
 
     low: int
@@ -65,7 +65,7 @@ class ScoreSpec(_Struct):
     token_ids: tuple[int, ...]
 
 
-class LlmSpec(_Struct):
+class LlmSpec(_Struct, frozen=True):
     """What a caller needs to drive the decoder graph and its KV cache."""
 
     hidden_size: int
@@ -79,7 +79,7 @@ class LlmSpec(_Struct):
     pad_token_id: int
 
 
-class Graph(_Struct):
+class Graph(_Struct, frozen=True):
     """One executable file. onnx_sha256 is the digest of the ONNX file an engine was built from.
 
     profile: optimisation profile, input name -> (minimum, optimum, maximum) shapes; engines only.
@@ -96,14 +96,14 @@ class Graph(_Struct):
     profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {}
 
 
-class FileEntry(_Struct):
+class FileEntry(_Struct, frozen=True):
     """Digest and size of one file of the bundle."""
 
     sha256: str
     bytes: int
 
 
-class Golden(_Struct):
+class Golden(_Struct, frozen=True):
     """Expected score of one known photo: `calm check` compares an install with it."""
 
     photo: str
@@ -112,7 +112,7 @@ class Golden(_Struct):
     std: float
 
 
-class ParityRow(_Struct):
+class ParityRow(_Struct, frozen=True):
     """One line of the parity report: a figure, the gate it had to meet, and whether it did."""
 
     stage: str
@@ -123,7 +123,7 @@ class ParityRow(_Struct):
     photos: int
 
 
-class Provenance(_Struct):
+class Provenance(_Struct, frozen=True):
     """Where the bundle comes from: source checkpoint digest, tool versions, export options."""
 
     checkpoint_sha256: str
@@ -131,7 +131,7 @@ class Provenance(_Struct):
     options: dict[str, str]
 
 
-class Manifest(_Struct):
+class Manifest(_Struct, frozen=True):
     """manifest.json. Unknown keys are refused, so that a reader never half-understands a bundle."""
 
     format_version: int

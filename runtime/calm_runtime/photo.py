@@ -1,13 +1,57 @@
-"""Where a photo enters: file or bytes -> checked, upright sRGB picture -> pixel_values. (decoding follows)"""
+"""Where a photo enters: file or bytes -> checked, upright sRGB picture -> pixel_values.
+
+Photos come from strangers: every limit is checked before the work it protects from, and every fault of a file
+becomes a PhotoError that names the file, the cause and the remedy.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
+import stat
+import threading
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
+
+from calm_runtime.colour import to_srgb
+from calm_runtime.errors import PhotoFormatRefused, PhotoNotFound, PhotoTooLarge, PhotoTooSmall, PhotoUnreadable
+
+PHOTO_FORMATS: tuple[str, ...] = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF")
+PHOTO_SUFFIXES: frozenset[str] = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".hif"}
+)
+
+_PLUGINS = {"JPEG": "Jpeg", "MPO": "Mpo", "PNG": "Png", "WEBP": "WebP", "TIFF": "Tiff", "BMP": "Bmp", "GIF": "Gif"}
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+# Pictures people do have, and what to call them when they are refused.
+_REFUSED_SIGNATURES = (
+    (0, b"8BPS", "a Photoshop document"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"%!PS", "a PostScript document"),
+    (0, b"\x00\x00\x01\x00", "an icon"),
+    (0, b"\xff\x0a", "a JPEG XL picture"),
+    (4, b"JXL ", "a JPEG XL picture"),
+    (4, b"jP  ", "a JPEG 2000 picture"),
+    (4, b"ftypavif", "an AVIF picture"),
+    (4, b"ftypcrx", "a camera raw file"),
+    (4, b"ftyp", "a video"),
+    (0, b"FUJIFILMCCD-RAW", "a camera raw file"),
+    (0, b"II*\x00\x10\x00\x00\x00CR", "a camera raw file"),
+    (0, b"IIRO", "a camera raw file"),
+    (0, b"IIU\x00", "a camera raw file"),
+)  # fmt: skip
+_TIFF_NEW_SUBFILE_TYPE, _TIFF_DNG_VERSION = 254, 50706
+# These shrink by averaging whole pixels without a change of meaning (not so palettes, bits and wide integers).
+_SHRINKABLE = frozenset({"L", "RGB", "CMYK", "YCbCr"})
+
+_heif_lock = threading.Lock()
 
 
 class PhotoSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,6 +68,57 @@ class PhotoSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
 
+@dataclass(frozen=True)
+class PhotoLimits:
+    """What is admitted. Sizes are those of the file and its header, checked before anything is decoded.
+
+    formats: Pillow format names; "HEIF" also needs the extra `calm-edge[heif]`.
+    """
+
+    max_bytes: int = 100_000_000
+    max_pixels: int = 200_000_000
+    min_side: int = 32
+    formats: tuple[str, ...] = PHOTO_FORMATS
+
+
+def load_photo(
+    source: str | Path | bytes, spec: PhotoSpec | None = None, limits: PhotoLimits | None = None
+) -> Image.Image:
+    """Decode one photo: upright, sRGB, mode RGB, first frame, transparency laid over `spec.pad_color`.
+
+    The picture may be smaller than the file's (never below twice `spec.size` on the longer side unless the file
+    is): photos are shrunk while decoding. The format is told by content, never by the name.
+    Raises PhotoNotFound, PhotoUnreadable, PhotoFormatRefused, PhotoTooLarge or PhotoTooSmall.
+    """
+    spec = spec or PhotoSpec()
+    limits = limits or PhotoLimits()
+    name = photo_name(source)
+    data = _read(source, name, limits)
+    with _open(data, name, limits) as picture:
+        _check_header(picture, name, limits)
+        longer = max(picture.size)
+        wanted = tuple(max(1, side * 2 * spec.size // longer) for side in picture.size)
+        try:
+            if longer > 2 * spec.size:
+                picture.draft(None, (wanted[0], wanted[1]))
+            picture.load()
+            shrunk = _shrink(picture, 2 * spec.size)
+            return to_srgb(_upright(shrunk), spec.pad_color)
+        except Image.DecompressionBombError as error:
+            raise PhotoTooLarge(f"{name}: {error}; save it smaller") from error
+        except MemoryError as error:
+            raise PhotoTooLarge(f"{name}: not enough memory to decode it; save it smaller") from error
+        except Exception as error:  # decoders meet hostile bytes: any exception of theirs means a bad file
+            raise PhotoUnreadable(
+                f"{name}: the {picture.format} data is truncated or corrupt ({error}); copy or export the photo again"
+            ) from error
+
+
+def photo_name(source: str | Path | bytes) -> str:
+    """How messages and results call a source: its path, or "<N bytes>"."""
+    return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
+
+
 def to_pixel_values(picture: Image.Image, spec: PhotoSpec) -> npt.NDArray[np.float32]:
     """RGB picture -> pixel_values [3, size, size] float32."""
     scale = spec.size / max(picture.size)
@@ -34,3 +129,124 @@ def to_pixel_values(picture: Image.Image, spec: PhotoSpec) -> npt.NDArray[np.flo
     pixels = np.asarray(canvas, dtype=np.float32) / np.float32(255.0)  # [H, W, 3]
     normalised = (pixels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))  # [3, H, W]
+
+
+def _read(source: str | Path | bytes, name: str, limits: PhotoLimits) -> bytes:
+    if isinstance(source, bytes):
+        size, data = len(source), source
+    else:
+        try:
+            with open(source, "rb", opener=_open_regular) as handle:
+                # One byte over the cap is enough to know, even when the file grows while it is read.
+                data = handle.read(limits.max_bytes + 1)
+                size = max(len(data), Path(source).stat().st_size)
+        except FileNotFoundError as error:
+            raise PhotoNotFound(f"{name}: no such file; check the path") from error
+        except IsADirectoryError as error:
+            raise PhotoUnreadable(f"{name}: is a folder, not a photo; give the photos in it") from error
+        except PermissionError as error:
+            if Path(source).is_dir():  # Windows' answer for a folder
+                raise PhotoUnreadable(f"{name}: is a folder, not a photo; give the photos in it") from error
+            raise PhotoUnreadable(f"{name}: not allowed to read it; change the file's permissions") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+            raise PhotoUnreadable(f"{name}: cannot be read ({error}); check the path and the disk") from error
+    if size == 0:
+        raise PhotoUnreadable(f"{name}: the file is empty; copy the photo again")
+    if size > limits.max_bytes:
+        raise PhotoTooLarge(f"{name}: {size:,} bytes, the limit is {limits.max_bytes:,}; save it smaller")
+    return data
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # A pipe or a device would block for ever; O_NONBLOCK lets it open so that it can be told apart.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(path)
+    raise OSError("not a regular file")
+
+
+def _open(data: bytes, name: str, limits: PhotoLimits) -> ImageFile.ImageFile:
+    """Parse the header with the allowed formats' plugins only; nothing is decoded."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" in limits.formats:
+        _register_heif(name)
+    prefix = data[:16]
+    for kind in limits.formats:
+        if kind in _PLUGINS:
+            importlib.import_module(f"PIL.{_PLUGINS[kind]}ImagePlugin")
+        # Image.open would do, were it not for its pixel cap: a process-wide variable, below ours, with a warning.
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        if factory is None or (accept is not None and accept(prefix) in (False, None)):
+            continue
+        try:
+            picture = factory(BytesIO(data), "")
+        except Image.DecompressionBombError as error:
+            raise PhotoTooLarge(f"{name}: {error}; save it smaller") from error
+        except SyntaxError:  # Pillow's way to say "not my format"
+            continue
+        except Exception as error:
+            raise PhotoUnreadable(
+                f"{name}: the {kind} header is corrupt ({error}); copy or export the photo again"
+            ) from error
+        if picture.format in limits.formats:
+            return picture
+        picture.close()
+        raise PhotoFormatRefused(f"{name}: is {picture.format}, only {', '.join(limits.formats)} are admitted")
+    for kind, plugin in _PLUGINS.items():
+        if kind not in limits.formats:
+            importlib.import_module(f"PIL.{plugin}ImagePlugin")
+            _, accept = Image.OPEN.get(kind, (None, None))
+            if accept is not None and accept(prefix) is True:
+                raise PhotoFormatRefused(f"{name}: is {kind}, only {', '.join(limits.formats)} are admitted")
+    for offset, signature, what in _REFUSED_SIGNATURES:
+        if data[offset:].startswith(signature):
+            raise PhotoFormatRefused(f"{name}: is {what}; export it as JPEG, PNG, TIFF or WebP")
+    raise PhotoUnreadable(
+        f"{name}: not a picture of an admitted format ({', '.join(limits.formats)}); export it as JPEG"
+    )
+
+
+def _register_heif(name: str) -> None:
+    with _heif_lock:
+        if "HEIF" in Image.OPEN:
+            return
+        try:
+            heif = importlib.import_module("pillow_heif")
+        except ImportError as error:
+            raise PhotoFormatRefused(
+                f"{name}: HEIF photos need one more package; pip install calm-edge[heif], or export it as JPEG"
+            ) from error
+        heif.register_heif_opener(thumbnails=False)
+
+
+def _check_header(picture: ImageFile.ImageFile, name: str, limits: PhotoLimits) -> None:
+    width, height = picture.size
+    if width * height > limits.max_pixels:
+        raise PhotoTooLarge(f"{name}: {width} x {height} pixels, the limit is {limits.max_pixels:,}; save it smaller")
+    if min(width, height) < limits.min_side:
+        raise PhotoTooSmall(f"{name}: {width} x {height} pixels, the shorter side must be {limits.min_side} or more")
+    if picture.format == "TIFF":
+        tags = getattr(picture, "tag_v2", {})
+        # The first picture of a raw file in TIFF clothes is a thumbnail: scoring it would be silently wrong.
+        if _TIFF_DNG_VERSION in tags or int(tags.get(_TIFF_NEW_SUBFILE_TYPE, 0)) & 1:
+            raise PhotoFormatRefused(f"{name}: is a camera raw file; export it as JPEG, PNG, TIFF or WebP")
+
+
+def _shrink(picture: Image.Image, at_least: int) -> Image.Image:
+    """Do for every format what draft mode does for JPEG: a cheap whole-number reduction to `at_least` or more."""
+    factor = max(picture.size) // at_least
+    if factor < 2 or picture.mode not in _SHRINKABLE or picture.has_transparency_data:
+        return picture
+    reduced = picture.reduce(factor)
+    reduced.info = dict(picture.info)
+    return reduced
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # noqa: BLE001 - a broken EXIF block must not cost the photo
+        return picture

@@ -1,0 +1,150 @@
+"""The language model: an ONNX decoder driven by embeddings, with the KV cache as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from calm_runtime.bundle import LlmSpec
+from calm_runtime.errors import BundleCorrupt, UsageError
+from calm_runtime.session import Array, Session
+
+EMBED_TOKENS = "embed_tokens"
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """Keys and values of everything read so far; immutable, so that several branches can share one.
+
+    layers: per layer (key, value), each [B, kv_heads, length, head_dim], read-only.
+    """
+
+    layers: tuple[tuple[Array, Array], ...]
+    length: int
+
+    def __post_init__(self) -> None:
+        for key, value in self.layers:
+            key.flags.writeable = False
+            value.flags.writeable = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. temperature 0 takes the most probable one; top_p keeps the likeliest mass."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf") or not 0.0 < self.top_p <= 1.0:
+            raise UsageError("temperature must be 0 or more, and top_p above 0 and at most 1")
+
+
+class LanguageModel:
+    """The bundle's decoder. Rows of a batch must have equal length: the graph gives logits of the last position only,
+    and padding on either side would change them silently.
+    """
+
+    def __init__(self, session: Session, embed_tokens: Array, spec: LlmSpec) -> None:
+        """embed_tokens: [V, D] f32 or f16. Raises BundleCorrupt when its shape contradicts the spec."""
+        if embed_tokens.shape != (spec.vocab_size, spec.hidden_size):
+            raise BundleCorrupt(
+                f"embed_tokens is {embed_tokens.shape}, the manifest says {(spec.vocab_size, spec.hidden_size)}"
+            )
+        self._session = session
+        self._table = embed_tokens
+        self.spec = spec
+
+    def embed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Token ids -> embeddings [len(ids), D] f32."""
+        return self._table[np.asarray(ids, dtype=np.int64)].astype(np.float32)
+
+    def prefill(
+        self, inputs_embeds: npt.NDArray[np.float32], cache: KvCache | None = None
+    ) -> tuple[npt.NDArray[np.float32], KvCache]:
+        """Read embeddings [B, S, D] f32 after what `cache` holds.
+
+        Returns the logits at the last position [B, V] f32 and the longer cache; `cache` stays as it is. With a
+        cache, B is 1: the decoder's attention extends batches by single tokens only.
+        Raises UsageError when the context length is exceeded, EngineError when the engine fails.
+        """
+        batch, steps, _ = inputs_embeds.shape
+        past = cache.length if cache else 0
+        if past + steps > self.spec.context_length:
+            raise UsageError(f"the text needs {past + steps} tokens, the model reads {self.spec.context_length}")
+        feeds: dict[str, Array] = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": np.ones((batch, past + steps), np.int64),
+        }
+        for layer, (key, value) in enumerate(cache.layers if cache else self._empty(batch)):
+            feeds[f"past_key_values.{layer}.key"] = key
+            feeds[f"past_key_values.{layer}.value"] = value
+        out = self._session.run(feeds)
+        layers = tuple((out[f"present.{i}.key"], out[f"present.{i}.value"]) for i in range(self.spec.layers))
+        logits = out["logits"][:, -1].astype(np.float32, copy=False)  # [B, V], whether or not the head is pruned
+        return logits, KvCache(layers, past + steps)
+
+    def generate(
+        self,
+        cache: KvCache,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        stop: Collection[int],
+        forbidden: Collection[int] = (),
+        sampling: Sampling | None = None,
+    ) -> Iterator[int]:
+        """Yield tokens that follow `ids` after `cache` (one row), until a `stop` token or the limit.
+
+        Stop tokens are not yielded; `forbidden` ones are never drawn. The same seed gives the same tokens.
+        """
+        sampling = sampling or Sampling()
+        random = np.random.default_rng(sampling.seed)
+        barred = np.asarray(sorted(forbidden), dtype=np.int64)
+        room = self.spec.context_length - cache.length - len(ids)
+        logits, cache = self.prefill(self.embed(ids)[None], cache)
+        for step in range(min(max_new_tokens, room)):
+            row = logits[0].astype(np.float64)
+            row[barred] = -np.inf
+            token = draw(row, sampling, random)
+            if token in stop:
+                return
+            yield token
+            if step + 1 < min(max_new_tokens, room):
+                logits, cache = self.prefill(self.embed([token])[None], cache)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _empty(self, batch: int) -> list[tuple[Array, Array]]:
+        dtype = self._session.input_dtypes.get("past_key_values.0.key", np.dtype(np.float32))
+        nothing = np.zeros((batch, self.spec.kv_heads, 0, self.spec.head_dim), dtype)
+        return [(nothing, nothing)] * self.spec.layers
+
+
+def draw(logits: npt.NDArray[np.float64], sampling: Sampling, random: np.random.Generator) -> int:
+    """Next token from logits [V]; -inf bars a token."""
+    if sampling.temperature == 0.0:
+        return int(logits.argmax())
+    scaled = (logits - logits.max()) / sampling.temperature
+    probabilities = np.exp(scaled)
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    before = np.cumsum(probabilities[order]) - probabilities[order]
+    kept = order[before < sampling.top_p]  # the token that crosses the bound stays in
+    return int(random.choice(kept, p=probabilities[kept] / probabilities[kept].sum()))
+
+
+def read_embed_tokens(path: Path) -> Array:
+    """The token embeddings [V, D] of a bundle. Raises BundleCorrupt."""
+    from safetensors.numpy import load_file
+
+    try:
+        table: Array = load_file(path)[EMBED_TOKENS]
+    except Exception as error:
+        raise BundleCorrupt(f"{path}: no tensor {EMBED_TOKENS} can be read from it ({error})") from error
+    return table
