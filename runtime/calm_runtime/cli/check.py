@@ -1,0 +1,94 @@
+"""`calm check`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+
+from calm_runtime.cli.inputs import load_model, model_options
+from calm_runtime.errors import UsageError
+
+# Other processors round the same graph differently; a wrong graph, decoder or precision is far outside of this.
+GOLDEN_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked."""
+
+    check: str
+    passed: bool
+    detail: str
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help='One {"check", "passed", "detail"} object per line.')
+@model_options
+def check(as_json: bool, bundle: str | None, engine: str, threads: int | None) -> int:
+    """Is this install right? Checks the digest of every file, then the scores of known photos.
+
+    \b
+    Examples:
+      calm check
+      calm check --bundle my-bundle/ --engine cuda
+    """
+    from calm_runtime.bundle import DEFAULT_BUNDLE, open_bundle
+    from calm_runtime.pipeline import REMOTE_SCHEME
+
+    if engine.startswith(REMOTE_SCHEME):
+        raise UsageError("calm check looks at this machine's install; run it where the server runs")
+    opened = open_bundle(bundle or DEFAULT_BUNDLE, verify=False)
+    manifest = opened.manifest
+    name = f"{manifest.model.name} {manifest.model.version}"
+    faults = list(opened.damaged())
+    findings = [
+        Finding(
+            "files",
+            not faults,
+            "; ".join(faults) or f"{name}, digest {opened.digest[:12]}, {len(manifest.files)} files intact",
+        )
+    ]
+    if not faults:
+        with load_model(bundle, engine, threads) as model:
+            findings.append(Finding("engine", True, _engine_names(model)))
+            findings.extend(_golden(model))
+    for finding in findings:
+        if as_json:
+            click.echo(json.dumps(asdict(finding)))
+        else:
+            mark = click.style("ok  ", fg="green") if finding.passed else click.style("FAIL", fg="red", bold=True)
+            click.echo(f"{mark}  {finding.check}: {finding.detail}")
+    return 0 if all(finding.passed for finding in findings) else 1
+
+
+def _engine_names(model: Any) -> str:
+    choice = model.engine
+    stages = {stage: getattr(choice, stage) for stage in ("vision_encoder", "aligner", "llm")}
+    return ", ".join(f"{stage} on {c.library} {c.device} ({c.graph.precision})" for stage, c in stages.items())
+
+
+def _golden(model: Any) -> Iterator[Finding]:
+    from calm_runtime.bundle import file_sha256
+    from calm_runtime.examples import example_photo
+
+    if not model.bundle.manifest.golden:
+        yield Finding("golden scores", True, "the bundle has none to compare with")
+    for golden in model.bundle.manifest.golden:
+        path = example_photo(golden.photo)
+        if path is None:
+            yield Finding(golden.photo, False, "the example photo is missing; install calm-edge again")
+            continue
+        if file_sha256(path) != golden.sha256:
+            yield Finding(golden.photo, False, f"{path} has changed; install calm-edge again")
+            continue
+        score = model.score(path)
+        close = abs(score.mean - golden.score) <= GOLDEN_TOLERANCE and abs(score.std - golden.std) <= GOLDEN_TOLERANCE
+        yield Finding(
+            golden.photo,
+            close,
+            f"score {score.mean:.4f} (expected {golden.score:.4f}), spread {score.std:.4f} (expected {golden.std:.4f})",
+        )
