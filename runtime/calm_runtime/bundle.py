@@ -123,6 +123,21 @@ class ParityRow(_Struct, frozen=True):
     photos: int
 
 
+class EngineEvidence(_Struct, frozen=True):
+    """What the builder reported of one ahead-of-time engine; engines can be neither run nor read where they are built.
+
+    path: the engine's file. network_layers: layers before, engine_layers: kernels after optimisation, of which
+    fused_attention are whole attention blocks. activation_bytes: device memory at the profile's largest batch.
+    """
+
+    path: str
+    network_layers: int
+    engine_layers: int
+    fused_attention: int
+    activation_bytes: int
+    build_seconds: float
+
+
 class Provenance(_Struct, frozen=True):
     """Where the bundle comes from: source checkpoint digest, tool versions, export options."""
 
@@ -149,6 +164,7 @@ class Manifest(_Struct, frozen=True):
     provenance: Provenance
     drift_allowed: bool = False
     digest: str = ""
+    engines: tuple[EngineEvidence, ...] = ()
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

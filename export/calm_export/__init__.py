@@ -1,0 +1,1 @@
+"""Export: torch checkpoint -> ONNX and TensorRT graphs -> bundle."""

@@ -1,0 +1,56 @@
+"""aligner.onnx: the four hidden states -> visual tokens of the LLM and logits of the attributes' levels."""
+
+from __future__ import annotations
+
+import torch
+from calm_runtime.attributes import ATTRIBUTES
+from calm_train.aligner import MFAM
+from calm_train.model import CalmForConditionalGeneration
+from calm_train.vision import HiddenStates
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from calm_export.graph import to_onnx
+from calm_export.precision import in_half
+from calm_export.vision import HIDDEN_STATES
+
+IMAGE_EMBEDS = "image_embeds"
+ATTRIBUTE_LOGITS = "attribute_logits"
+
+
+class AlignerGraph(nn.Module):
+    """MFAM with the text side of the cue space folded into one constant."""
+
+    text: Tensor  # [A, P, L]
+
+    def __init__(self, mfam: MFAM, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        with torch.no_grad():
+            # The mean over paraphrases of (photo . phrase) is photo . (mean phrase): one product per level is left
+            text = mfam.cues.scale_factor() * mfam.cues.text_embeds().mean(dim=2)  # [A, L, P]
+        self.register_buffer("text", text.transpose(1, 2).contiguous())
+        for qformer in mfam.qformers.values():
+            qformer.qformer.set_attn_implementation("eager")
+        self.mfam = in_half(mfam) if dtype == torch.float16 else mfam
+        self.dtype = dtype
+
+    def forward(self, low: Tensor, middle: Tensor, high: Tensor, thematic: Tensor) -> tuple[Tensor, Tensor]:
+        """Four hidden states [B, N, C] f32 -> image_embeds [B, T, D] f32, attribute_logits [B, A, L] f32."""
+        hidden = HiddenStates(*(state.to(self.dtype) for state in (low, middle, high, thematic)))
+        aligned = self.mfam(hidden)
+        photo = self.mfam.cues.photo_embeds(aligned.query_states)  # scale -> [B, P]
+        rows = torch.stack([photo[attribute.scale] for attribute in ATTRIBUTES], dim=1)  # [B, A, P]
+        logits = rows.float().unsqueeze(2) @ self.text  # [B, A, 1, L]
+        return aligned.image_embeds.float(), logits.squeeze(2)
+
+
+def export_aligner(model: CalmForConditionalGeneration, dtype: torch.dtype = torch.float32) -> ModelProto:
+    """Graph of the alignment module, dynamic batch.
+
+    dtype: float32, or float16 with norms and softmax in float32 (changes `model` in place: pass a copy).
+    """
+    vision = model.config.vision_config
+    with torch.no_grad():
+        sample = model.vision_encoder.float()(torch.rand(2, 3, vision.image_size, vision.image_size))
+    hidden = [torch.rand_like(state) for state in sample]  # [B, N, C]
+    return to_onnx(AlignerGraph(model.aligner, dtype), hidden, HIDDEN_STATES, (IMAGE_EMBEDS, ATTRIBUTE_LOGITS))

@@ -1,0 +1,314 @@
+"""Checkpoint -> bundle: export every graph, prove parity, sign the manifest, and only then let the folder appear."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import torch
+from calm_runtime.attributes import ATTRIBUTES
+from calm_runtime.bundle import (
+    FORMAT_VERSION,
+    MANIFEST,
+    EngineEvidence,
+    FileEntry,
+    Golden,
+    Graph,
+    Manifest,
+    ParityRow,
+    Precision,
+    Provenance,
+    ScoreSpec,
+    Stage,
+    VisualTokens,
+    encode_manifest,
+    file_sha256,
+    sign_manifest,
+)
+from calm_runtime.errors import CalmError, ExportError
+from calm_runtime.llm import LanguageModel, read_embed_tokens
+from calm_runtime.onnx_session import OnnxSession
+from calm_runtime.photo import load_photo
+from calm_runtime.pipeline import Calm
+from calm_runtime.score import SCORE_HIGH, SCORE_LOW
+from calm_runtime.text import TextTokenizer
+from calm_train.checkpoint import CONFIG, INFO, TOKENIZER, CheckpointInfo, load_checkpoint
+from calm_train.model import CalmForConditionalGeneration
+
+from calm_export import parity
+from calm_export.aligner import export_aligner
+from calm_export.graph import write_graph
+from calm_export.llm import PRECISIONS, LlmPrecision, export_embed_tokens, export_llm, llm_spec, write_llm_source
+from calm_export.photos import parity_photos
+from calm_export.precision import torch_dtype
+from calm_export.tensorrt_rtx import PORTABLE, build_engine, tensorrt_version
+from calm_export.vision import export_vision
+
+VISION_ENCODER = "vision_encoder.onnx"
+ALIGNER = "aligner.onnx"
+LLM = "llm/model.onnx"
+EMBED_TOKENS_FILE = "embed_tokens.safetensors"
+ENGINE_PHOTOS = 16  # float16 on a CPU is emulated and slow: enough photos to see an overflow
+TARGETS = ("cpu", "tensorrt-rtx")
+_TOOLS = ("calm-edge", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to build. The graphs for the CPU are always part of a bundle: every engine falls back to them.
+
+    llm_precision: "auto" takes the smallest that passes the gate.
+    devices: TensorRT-RTX engines, "portable" or compute capabilities. engine_precision: their weights.
+    photos: folder with 100 photos or more for the gate; None edits `examples`. examples: photos with golden scores.
+    """
+
+    targets: tuple[str, ...] = ("cpu",)
+    llm_precision: str = "auto"
+    devices: tuple[str, ...] = (PORTABLE,)
+    engine_precision: Precision = "fp16"
+    photos: Path | None = None
+    examples: tuple[Path, ...] = ()
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = set(self.targets) - set(TARGETS)
+        if unknown:
+            raise ExportError(f"no export target {', '.join(sorted(unknown))}; choose from {', '.join(TARGETS)}")
+        if self.llm_precision not in ("auto", *PRECISIONS):
+            raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(PRECISIONS)}")
+
+    def recorded(self) -> dict[str, str]:
+        """The options as provenance: everything that shapes the bundle, no path of this machine."""
+        return {
+            "targets": " ".join(self.targets),
+            "llm_precision": self.llm_precision,
+            "devices": " ".join(self.devices) if "tensorrt-rtx" in self.targets else "",
+            "engine_precision": self.engine_precision if "tensorrt-rtx" in self.targets else "",
+            "parity_photos": "edited examples" if self.photos is None else "a folder",
+        }
+
+
+@dataclass
+class _Work:
+    """One export on its way: what each step adds to the manifest."""
+
+    model: CalmForConditionalGeneration
+    info: CheckpointInfo
+    text: TextTokenizer
+    folder: Path
+    scratch: Path
+    options: ExportOptions
+    graphs: list[Graph] = field(default_factory=list)
+    engines: list[EngineEvidence] = field(default_factory=list)
+    rows: list[ParityRow] = field(default_factory=list)
+
+    def add_onnx(self, stage: Stage, name: str, precision: Precision, tool: str) -> None:
+        self.graphs.append(Graph(stage, "cpu", name, precision, file_sha256(self.folder / name), tool=tool))
+
+
+def export_bundle(
+    checkpoint: Path, output: Path, options: ExportOptions, progress: Callable[[str], None] = logger.info
+) -> Manifest:
+    """Export a checkpoint folder to a bundle folder.
+
+    The bundle appears whole or not at all. Raises ExportError (also for a missed parity gate, with the numbers)
+    or DataError when the checkpoint is not one.
+    """
+    if output.exists() and not options.overwrite:
+        raise ExportError(f"{output} exists; give --overwrite to replace it")
+    if "tensorrt-rtx" in options.targets:
+        tensorrt_version()  # a missing library should not cost the minutes before it is needed
+    progress("loading the checkpoint")
+    model, tokenizer, info = load_checkpoint(checkpoint)
+    with _staged(output, options.overwrite) as folder, tempfile.TemporaryDirectory(prefix="calm-export-") as scratch:
+        tokenizer.save(str(folder / TOKENIZER), pretty=False)
+        text = TextTokenizer(folder / TOKENIZER, llm_spec(model.config.text_config).bos_token_id)
+        work = _Work(model, info, text, folder, Path(scratch), options)
+        progress("exporting vision encoder and aligner")
+        _export_eyes(work)
+        progress("running the torch model on the photos of the parity gate")
+        pixels = parity.pixel_batch(parity_photos(info.photo, options.photos, options.examples), info.photo)
+        reference = parity.torch_side(model, pixels, info.prompts["score"], text)
+        features = parity.onnx_features(folder / VISION_ENCODER, folder / ALIGNER, pixels)
+        work.rows += parity.feature_rows(reference, features, "fp32")
+        parity.require(work.rows, "the export of vision encoder and aligner")
+        _export_llm(work, write_llm_source(model, tokenizer, work.scratch / "llm"), reference, features, progress)
+        if "tensorrt-rtx" in options.targets:
+            _export_engines(work, pixels, reference, progress)
+        progress("scoring the examples with the finished bundle")
+        manifest = _finish(work, _checkpoint_sha256(checkpoint))
+    return manifest
+
+
+def _export_eyes(work: _Work) -> None:
+    tool = f"torch {torch.__version__.partition('+')[0]}"
+    write_graph(export_vision(work.model), work.folder / VISION_ENCODER)
+    work.add_onnx("vision_encoder", VISION_ENCODER, "fp32", tool)
+    write_graph(export_aligner(work.model), work.folder / ALIGNER)
+    work.add_onnx("aligner", ALIGNER, "fp32", tool)
+
+
+def _export_llm(
+    work: _Work,
+    source: Path,
+    reference: parity.Seen,
+    features: dict[str, parity.Array],
+    progress: Callable[[str], None],
+) -> None:
+    """Build the LLM in the asked precision, or in the smallest that passes the gate."""
+    asked = work.options.llm_precision
+    choices: Sequence[LlmPrecision] = PRECISIONS if asked == "auto" else [p for p in PRECISIONS if p == asked]
+    misses = []
+    for precision in choices:
+        progress(f"building the LLM as {precision}")
+        export_llm(source, precision, work.folder / "llm")
+        dtype = torch.float32 if precision == "fp32" else torch.float16
+        export_embed_tokens(work.model, work.folder / EMBED_TOKENS_FILE, dtype)
+        scores = parity.onnx_scores(
+            _language_model(work), features["image_embeds"], work.info.prompts["score"], work.text,
+            work.model.config.score_token_ids,
+        )  # fmt: skip
+        rows = parity.score_rows(reference, scores, precision)
+        missed = parity.describe(rows)
+        if not missed:
+            work.rows += rows
+            work.add_onnx("llm", LLM, precision, f"onnxruntime-genai {_version('onnxruntime-genai')}")
+            return
+        misses.append(f"{precision}: {missed}")
+        progress(f"the LLM misses the gate as {misses[-1]}")
+        shutil.rmtree(work.folder / "llm")
+    raise ExportError(f"the LLM misses the parity gate as {' / '.join(misses)}")
+
+
+def _language_model(work: _Work) -> LanguageModel:
+    table = read_embed_tokens(work.folder / EMBED_TOKENS_FILE)
+    return LanguageModel(OnnxSession(work.folder / LLM), table, llm_spec(work.model.config.text_config))
+
+
+def _export_engines(work: _Work, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]) -> None:
+    """Engines of vision encoder and aligner, from ONNX of their own whose weights carry the precision."""
+    precision = work.options.engine_precision
+    twin = copy.deepcopy(work.model)
+    vision, aligner = work.scratch / VISION_ENCODER, work.scratch / ALIGNER
+    write_graph(export_aligner(twin, torch_dtype(precision)), aligner)
+    write_graph(export_vision(twin, torch_dtype(precision)), vision)
+    progress(f"checking the {precision} graphs the engines are built from")
+    few = parity.Seen({k: v[:ENGINE_PHOTOS] for k, v in reference.features.items()}, reference.scores[:ENGINE_PHOTOS])
+    rows = parity.feature_rows(few, parity.onnx_features(vision, aligner, pixels[:ENGINE_PHOTOS]), precision)
+    rows = [msgspec.structs.replace(row, metric=f"{precision} engine source: {row.metric}") for row in rows]
+    parity.require(rows, f"the {precision} graph for TensorRT-RTX")
+    work.rows += rows
+    stages: tuple[tuple[Stage, Path], ...] = (("vision_encoder", vision), ("aligner", aligner))
+    for device in work.options.devices:
+        for stage, path in stages:
+            progress(f"building the TensorRT-RTX engine of {stage} for {device}")
+            graph, evidence = build_engine(stage, path, work.folder, device, precision)
+            work.graphs.append(graph)
+            work.engines.append(evidence)
+
+
+def _finish(work: _Work, checkpoint_sha256: str) -> Manifest:
+    """Write the manifest, score the examples through the runtime as a user would, and write it again with them."""
+    config = work.model.config
+    names = sorted(p.relative_to(work.folder).as_posix() for p in work.folder.rglob("*") if p.is_file())
+    tools = {name: _version(name) for name in _TOOLS}
+    if work.engines:
+        tools["tensorrt-rtx"] = tensorrt_version()
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        model=work.info.model,
+        photo=work.info.photo,
+        visual_tokens=VisualTokens(
+            config.queries, config.queries, config.queries, config.thematic_tokens, config.text_config.hidden_size
+        ),
+        score=ScoreSpec(SCORE_LOW, SCORE_HIGH, tuple(config.score_token_ids)),
+        llm=llm_spec(config.text_config),
+        prompts=work.info.prompts,
+        attributes=ATTRIBUTES,
+        graphs=tuple(work.graphs),
+        files={name: _entry(work.folder / name) for name in names},
+        golden=(),
+        parity=tuple(work.rows),
+        provenance=Provenance(checkpoint_sha256, tools, work.options.recorded()),
+        engines=tuple(work.engines),
+    )
+    _write(manifest, work.folder)
+    if work.options.examples:
+        golden, row = _golden(work)
+        manifest = msgspec.structs.replace(manifest, golden=golden, parity=(*manifest.parity, row))
+        _write(manifest, work.folder)
+    return sign_manifest(manifest)
+
+
+def _golden(work: _Work) -> tuple[tuple[Golden, ...], ParityRow]:
+    """Scores of the examples by the bundle, and how far they are from the torch model's."""
+    examples, spec = work.options.examples, work.info.photo
+    precision = next(graph.precision for graph in work.graphs if graph.stage == "llm")
+    with Calm.load(work.folder, engine="cpu") as calm:
+        scores = [calm.score(path) for path in examples]
+    pixels = parity.pixel_batch((load_photo(path, spec) for path in examples), spec)
+    reference = parity.torch_side(work.model, pixels, work.info.prompts["score"], work.text)
+    row = parity.golden_row(reference, [score.mean for score in scores], precision)
+    parity.require([row], "the finished bundle")
+    golden = [
+        Golden(path.name, file_sha256(path), round(score.mean, 6), round(score.std, 6))
+        for path, score in zip(examples, scores, strict=True)
+    ]
+    return tuple(golden), row
+
+
+def _write(manifest: Manifest, folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(encode_manifest(sign_manifest(manifest)))
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(file_sha256(path), path.stat().st_size)
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def _checkpoint_sha256(checkpoint: Path) -> str:
+    """Digest of the checkpoint: that of the lines `sha256sum` prints for its files, sorted by name."""
+    names = {CONFIG, INFO, TOKENIZER, *(p.name for p in checkpoint.glob("model*.safetensors*"))}
+    lines = "".join(f"{file_sha256(checkpoint / name)}  {name}\n" for name in sorted(names))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+@contextmanager
+def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` that takes its place on success and vanishes on failure."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield staging
+        for path in (staging, *staging.rglob("*")):  # some writers keep their files to themselves
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if output.exists():
+            if not overwrite:
+                raise ExportError(f"{output} has appeared meanwhile; give --overwrite to replace it")
+            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+            os.replace(output, old)
+            os.replace(staging, output)
+            shutil.rmtree(old)
+        else:
+            os.replace(staging, output)
+    except CalmError:
+        raise
+    except OSError as error:
+        raise ExportError(f"{output} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

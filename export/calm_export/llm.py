@@ -1,0 +1,110 @@
+"""llm/model.onnx: the decoder with fused attention, fed by embeddings, its KV cache as inputs and outputs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal, get_args
+
+import onnx
+import torch
+from calm_runtime.bundle import LlmSpec
+from calm_runtime.errors import ExportError
+from calm_runtime.llm import EMBED_TOKENS
+from calm_train.model import CalmForConditionalGeneration
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from calm_export.graph import write_graph
+
+LlmPrecision = Literal["int4", "int8", "fp32"]
+PRECISIONS: tuple[LlmPrecision, ...] = get_args(LlmPrecision)  # smallest first
+GENAI_CONFIG = "genai_config.json"
+BLOCK_SIZE = 32  # weights that share one scale; coarser blocks are faster and less exact
+ACCURACY_LEVEL = 4  # products in int8: the fast CPU kernels
+_WEIGHT_BITS = {"int4": 4, "int8": 8}
+_LOG_TAIL = 2000
+
+
+def llm_spec(config: PretrainedConfig) -> LlmSpec:
+    """What the bundle says about the decoder, from the causal LM's configuration."""
+    heads = config.num_attention_heads
+    eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    if eos is None or config.bos_token_id is None:
+        raise ExportError("the LLM's configuration names no bos_token_id or no eos_token_id")
+    return LlmSpec(
+        hidden_size=config.hidden_size,
+        layers=config.num_hidden_layers,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        context_length=config.max_position_embeddings,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=eos,
+        pad_token_id=eos if config.pad_token_id is None else config.pad_token_id,
+    )
+
+
+def write_llm_source(model: CalmForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> Path:
+    """The LLM alone as a Hugging Face folder, the form the builder reads."""
+    spec = llm_spec(model.config.text_config)
+    model.llm.save_pretrained(folder)
+    names = {key: tokenizer.id_to_token(getattr(spec, f"{key}_id")) for key in ("bos_token", "eos_token", "pad_token")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return folder
+
+
+def export_llm(source: Path, precision: LlmPrecision, folder: Path) -> tuple[Path, ...]:
+    """Build the decoder graph of `source` (see `write_llm_source`) into `folder`; returns the files written.
+
+    The builder runs in a process of its own, offline: it reads global state and prints as it pleases.
+    Raises ExportError with the end of its log when it fails or does not do what it was asked.
+    """
+    options = {"exclude_embeds": "true", "prune_lm_head": "true", "hf_token": "false"}
+    if precision != "fp32":
+        options |= {"block_size": str(BLOCK_SIZE), "accuracy_level": str(ACCURACY_LEVEL)}
+    with tempfile.TemporaryDirectory(prefix="calm-llm-") as scratch:
+        built = Path(scratch) / "out"
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(source), "-o", str(built)]
+        command += ["-p", precision, "-e", "cpu", "-c", str(Path(scratch) / "cache"), "--extra_options"]
+        command += [f"{name}={value}" for name, value in options.items()]
+        quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", env=os.environ | quiet, check=False
+        )
+        if result.returncode != 0 or not (built / "model.onnx").is_file():
+            log = (result.stdout + result.stderr)[-_LOG_TAIL:]
+            raise ExportError(f"onnxruntime-genai cannot build the LLM as {precision}:\n{log}")
+        proto = onnx.load(str(built / "model.onnx"))
+        _check(proto, precision)
+        files = write_graph(proto, folder / "model.onnx")
+        config = folder / GENAI_CONFIG
+        config.write_bytes((built / GENAI_CONFIG).read_bytes())
+    return (*files, config)
+
+
+def _check(proto: onnx.ModelProto, precision: LlmPrecision) -> None:
+    """The builder ignores options it does not know: trust the graph, not the request."""
+    nodes = list(proto.graph.node)
+    inputs = {value.name for value in proto.graph.input}
+    if not any(node.op_type == "GroupQueryAttention" for node in nodes):
+        raise ExportError("the LLM was built without fused GroupQueryAttention; this architecture is not supported")
+    if "inputs_embeds" not in inputs or "past_key_values.0.key" not in inputs:
+        raise ExportError(f"the LLM's graph takes {sorted(inputs)}: no inputs_embeds or no KV cache")
+    quantised = [node for node in nodes if node.op_type == "MatMulNBits"]
+    bits = {attribute.i for node in quantised for attribute in node.attribute if attribute.name == "bits"}
+    wanted = {_WEIGHT_BITS[precision]} if precision in _WEIGHT_BITS else set()
+    if bits != wanted:
+        raise ExportError(f"the LLM was asked for as {precision}, but its products have {bits or 'no'} weight bits")
+
+
+def export_embed_tokens(model: CalmForConditionalGeneration, path: Path, dtype: torch.dtype) -> Path:
+    """The token embeddings [V, D] as one safetensors file, float32 or float16."""
+    weight = model.get_input_embeddings().weight.detach().to(dtype).contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({EMBED_TOKENS: weight}, path)
+    return path

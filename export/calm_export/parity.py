@@ -1,0 +1,156 @@
+"""The parity gate: torch and the exported graphs must see the same thing in the same photos."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from calm_runtime.aligner import Aligner
+from calm_runtime.bundle import ParityRow
+from calm_runtime.errors import ExportError
+from calm_runtime.llm import LanguageModel
+from calm_runtime.onnx_session import OnnxSession
+from calm_runtime.photo import PhotoSpec, to_pixel_values
+from calm_runtime.prompt import Prompt, split_prompt
+from calm_runtime.score import histogram_moments, score_histogram
+from calm_runtime.text import TextTokenizer
+from calm_runtime.vision import HIDDEN_STATES, VisionEncoder
+from calm_train.model import CalmForConditionalGeneration
+from PIL import Image
+from scipy.stats import rankdata
+
+Array = npt.NDArray[np.float32]
+
+MIN_COSINE = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99, "int4": 0.99}
+MAX_SCORE_DIFFERENCE = {"fp32": 0.02, "int8": 0.15, "int4": 0.15}
+MIN_SRCC = 0.99
+_BATCH = 4
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one side makes of the gate's photos. features: name -> [P, ...] f32; scores [P] on the rating scale."""
+
+    features: dict[str, Array]
+    scores: npt.NDArray[np.float64]
+
+
+def pixel_batch(pictures: Iterable[Image.Image], spec: PhotoSpec) -> Array:
+    """RGB pictures -> pixel_values [P, 3, S, S] f32."""
+    return np.stack([to_pixel_values(picture, spec) for picture in pictures])
+
+
+def torch_side(model: CalmForConditionalGeneration, pixels: Array, prompt: Prompt, text: TextTokenizer) -> Seen:
+    """The reference: pixel_values [P, 3, S, S] through the torch model."""
+    before, after = split_prompt(prompt, text)
+    parts: dict[str, list[Array]] = {}
+    logits: list[Array] = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), _BATCH):
+            batch = torch.from_numpy(pixels[start : start + _BATCH])
+            hidden = model.vision_encoder(batch)
+            aligned = model.aligner(hidden)
+            outputs = dict(zip(HIDDEN_STATES, hidden, strict=True))
+            outputs |= {"image_embeds": aligned.image_embeds, "attribute_logits": model.attribute_logits(aligned)}
+            for name, value in outputs.items():
+                parts.setdefault(name, []).append(value.numpy())
+            ids = [torch.tensor([side]).expand(len(batch), -1) for side in (before, after)]
+            logits.append(model.score_logits(batch, *ids).numpy())
+    features = {name: np.concatenate(values) for name, values in parts.items()}
+    return Seen(features, _scores(np.concatenate(logits)))
+
+
+def onnx_features(vision: Path, aligner: Path, pixels: Array) -> dict[str, Array]:
+    """Features of pixel_values [P, 3, S, S] by the exported graphs, through the runtime's own classes."""
+    encoder, mfam = VisionEncoder(OnnxSession(vision)), Aligner(OnnxSession(aligner))
+    parts: dict[str, list[Array]] = {}
+    for start in range(0, len(pixels), _BATCH):
+        hidden = encoder(pixels[start : start + _BATCH])
+        aligned = mfam(hidden)
+        for name, value in {**hidden, **aligned._asdict()}.items():
+            parts.setdefault(name, []).append(value)
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def onnx_scores(
+    llm: LanguageModel, image_embeds: Array, prompt: Prompt, text: TextTokenizer, token_ids: Iterable[int]
+) -> npt.NDArray[np.float64]:
+    """Scores of image_embeds [P, T, D] by the exported LLM, one photo at a time as a user would ask."""
+    before, after = (llm.embed(ids)[None] for ids in split_prompt(prompt, text))
+    rows = [
+        llm.prefill(np.concatenate([before, embeds[None], after], axis=1))[0][0, list(token_ids)]
+        for embeds in image_embeds
+    ]
+    return _scores(np.stack(rows))
+
+
+def feature_rows(reference: Seen, features: dict[str, Array], precision: str) -> list[ParityRow]:
+    """One row per feature: the smallest cosine over the photos."""
+    rows = []
+    for name, value in features.items():
+        stage = "vision_encoder" if name in HIDDEN_STATES else "aligner"
+        cosine = float(_cosine(reference.features[name], value).min())
+        rows.append(_row(stage, f"{name} cosine min", cosine, MIN_COSINE[precision], True, len(value)))
+    return rows
+
+
+def score_rows(reference: Seen, scores: npt.NDArray[np.float64], precision: str) -> list[ParityRow]:
+    """Largest difference, and rank correlation, of the scores."""
+    difference = float(np.abs(reference.scores - scores).max())
+    rank = _srcc(reference.scores, scores)
+    return [
+        _row("llm", "score difference max", difference, MAX_SCORE_DIFFERENCE[precision], False, len(scores)),
+        _row("llm", "score SRCC", rank, MIN_SRCC, True, len(scores)),
+    ]
+
+
+def golden_row(reference: Seen, scores: Iterable[float], precision: str) -> ParityRow:
+    """How far the finished bundle's scores of the examples are from the torch model's."""
+    difference = float(np.abs(reference.scores - np.asarray(list(scores))).max())
+    gate = MAX_SCORE_DIFFERENCE[precision]
+    return _row("bundle", "golden score difference max", difference, gate, False, len(reference.scores))
+
+
+def describe(rows: Iterable[ParityRow]) -> str:
+    """The rows that missed their gate, in words."""
+    missed = [f"{r.stage} {r.metric} is {r.value:.5f}, the gate is {r.gate}" for r in rows if not r.passed]
+    return "; ".join(missed)
+
+
+def require(rows: Iterable[ParityRow], what: str) -> None:
+    """Raise ExportError with the numbers unless every row met its gate."""
+    missed = describe(rows)
+    if missed:
+        raise ExportError(f"{what} misses the parity gate: {missed}")
+
+
+def _row(stage: str, metric: str, value: float, gate: float, at_least: bool, photos: int) -> ParityRow:
+    # A NaN compares false both ways: it never passes
+    passed = value >= gate if at_least else value <= gate
+    logger.info("parity %s %s: %.6f (gate %s)", stage, metric, value, gate)
+    return ParityRow(stage, metric, round(value, 6), gate, bool(passed), photos)
+
+
+def _scores(logits: Array) -> npt.NDArray[np.float64]:
+    mean, _ = histogram_moments(score_histogram(logits))
+    return mean
+
+
+def _cosine(left: Array, right: Array) -> npt.NDArray[np.float64]:
+    """Cosine per photo of [P, ...] features, [P]."""
+    a, b = (side.reshape(len(side), -1).astype(np.float64) for side in (left, right))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(axis=1) / norms)
+
+
+def _srcc(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> float:
+    """Spearman's rank correlation; NaN when one side is constant."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])

@@ -1,0 +1,42 @@
+"""vision_encoder.onnx: pixel_values -> the four hidden states the alignment module reads."""
+
+from __future__ import annotations
+
+import torch
+from calm_train.model import CalmForConditionalGeneration
+from calm_train.vision import VisionEncoder
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from calm_export.graph import to_onnx
+from calm_export.precision import in_half
+
+PIXEL_VALUES = "pixel_values"
+HIDDEN_STATES = ("hidden_low", "hidden_middle", "hidden_high", "hidden_thematic")
+
+
+class VisionGraph(nn.Module):
+    """The vision encoder with plain tensors at its border: f32 in, f32 out, whatever runs inside."""
+
+    def __init__(self, vision_encoder: VisionEncoder, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        # "eager" is MatMul-Softmax-MatMul without shape arithmetic: TensorRT and ONNX Runtime recognise it
+        vision_encoder.model.set_attn_implementation("eager")
+        self.vision_encoder = in_half(vision_encoder) if dtype == torch.float16 else vision_encoder
+        self.dtype = dtype
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """pixel_values [B, 3, S, S] f32 -> four hidden states [B, N, C] f32, in the order of HIDDEN_STATES."""
+        states = self.vision_encoder(pixel_values.to(self.dtype))
+        # Equal taps give one tensor several names; ONNX wants one value per output
+        return tuple(state.float().clone() for state in states)
+
+
+def export_vision(model: CalmForConditionalGeneration, dtype: torch.dtype = torch.float32) -> ModelProto:
+    """Graph of the vision encoder, dynamic batch. Layers above the highest tap are not part of it.
+
+    dtype: float32, or float16 with norms and softmax in float32 (changes `model` in place: pass a copy).
+    """
+    size = model.config.vision_config.image_size
+    graph = VisionGraph(model.vision_encoder, dtype)
+    return to_onnx(graph, [torch.rand(2, 3, size, size)], [PIXEL_VALUES], HIDDEN_STATES)

@@ -1,0 +1,79 @@
+"""A checkpoint: the folder training leaves behind and export, evaluation and further training pick up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from calm_runtime.bundle import ModelInfo
+from calm_runtime.errors import DataError
+from calm_runtime.photo import PhotoSpec
+from calm_runtime.prompt import PROMPTS, Prompt
+from calm_runtime.score import SCORE_LEVELS, SCORE_TOKENS
+from tokenizers import Tokenizer
+
+from calm_train.model import CalmForConditionalGeneration
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+INFO = "calm.json"
+
+
+class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a checkpoint says about itself beside its weights: it travels into the bundle unchanged."""
+
+    model: ModelInfo
+    photo: PhotoSpec
+    prompts: dict[str, Prompt] = msgspec.field(default_factory=lambda: dict(PROMPTS))
+
+
+def save_checkpoint(
+    folder: str | Path, model: CalmForConditionalGeneration, tokenizer: Tokenizer, info: CheckpointInfo
+) -> None:
+    """Write config.json, model.safetensors, tokenizer.json and calm.json into `folder` (made if needed)."""
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(root)
+    tokenizer.save(str(root / TOKENIZER))
+    (root / INFO).write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
+
+
+def load_checkpoint(folder: str | Path) -> tuple[CalmForConditionalGeneration, Tokenizer, CheckpointInfo]:
+    """Model (fp32, evaluation mode, on the CPU), tokenizer and description of a checkpoint.
+
+    Raises DataError when a file is missing or does not follow the expected form.
+    """
+    root = Path(folder)
+    missing = [name for name in (CONFIG, TOKENIZER, INFO) if not (root / name).is_file()]
+    if not any(root.glob("model*.safetensors")):
+        missing.append(WEIGHTS)
+    if missing:
+        raise DataError(f"{root}: not a checkpoint of `calm train`, without {', '.join(missing)}")
+    try:
+        info = msgspec.json.decode((root / INFO).read_bytes(), type=CheckpointInfo)
+    except msgspec.DecodeError as error:
+        raise DataError(f"{root / INFO}: {error}") from error
+    try:
+        tokenizer = Tokenizer.from_file(str(root / TOKENIZER))
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise DataError(f"{root / TOKENIZER}: not a tokenizer: {error}") from error
+    try:
+        model = CalmForConditionalGeneration.from_pretrained(root, dtype="float32", use_safetensors=True).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{root}: the weights do not fit the configuration: {error}") from error
+    _check_score_tokens(root, model, tokenizer)
+    size = model.config.vision_config.image_size
+    if info.photo.size != size:
+        raise DataError(f"{root / INFO}: photo size {info.photo.size}, but the vision encoder takes {size}")
+    return model, tokenizer, info
+
+
+def _check_score_tokens(root: Path, model: CalmForConditionalGeneration, tokenizer: Tokenizer) -> None:
+    ids = model.config.score_token_ids
+    if len(ids) != SCORE_LEVELS:
+        raise DataError(f"{root / CONFIG}: {len(ids)} score token ids, expected {SCORE_LEVELS}")
+    for name, expected in zip(SCORE_TOKENS, ids, strict=True):
+        found = tokenizer.token_to_id(name)
+        if found != expected:
+            raise DataError(f"{root / TOKENIZER}: {name} has id {found}, the configuration says {expected}")
