@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import sys
 from importlib import metadata
 
+from calm_runtime.errors import EngineError
 from calm_runtime.session import Hardware, Library
-
-_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
 def installed_libraries() -> frozenset[Library]:
@@ -27,18 +23,12 @@ def installed_libraries() -> frozenset[Library]:
 
 def probe_hardware() -> Hardware:
     """Ask the NVIDIA driver for the first GPU's compute capability; no driver or no GPU is a plain answer."""
+    from calm_runtime.cuda_driver import CudaDriver
+
     try:
-        driver = ctypes.CDLL(_DRIVER)
-    except OSError:
+        return Hardware(CudaDriver().compute_capability())
+    except EngineError:
         return Hardware()
-    device = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
-        return Hardware()
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    for value, attribute in ((major, _CAPABILITY_MAJOR), (minor, _CAPABILITY_MINOR)):
-        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) != 0:
-            return Hardware()
-    return Hardware(f"{major.value}.{minor.value}")
 
 
 def _distribution(name: str) -> bool:

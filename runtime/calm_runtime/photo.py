@@ -93,7 +93,7 @@ def load_photo(
     spec = spec or PhotoSpec()
     limits = limits or PhotoLimits()
     name = photo_name(source)
-    data = _read(source, name, limits)
+    data = read_photo(source, limits)
     with _open(data, name, limits) as picture:
         _check_header(picture, name, limits)
         longer = max(picture.size)
@@ -131,7 +131,9 @@ def to_pixel_values(picture: Image.Image, spec: PhotoSpec) -> npt.NDArray[np.flo
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))  # [3, H, W]
 
 
-def _read(source: str | Path | bytes, name: str, limits: PhotoLimits) -> bytes:
+def read_photo(source: str | Path | bytes, limits: PhotoLimits) -> bytes:
+    """The bytes of a photo, undecoded. Raises PhotoNotFound, PhotoUnreadable or PhotoTooLarge."""
+    name = photo_name(source)
     if isinstance(source, bytes):
         size, data = len(source), source
     else:
@@ -236,9 +238,9 @@ def _check_header(picture: ImageFile.ImageFile, name: str, limits: PhotoLimits) 
 
 
 def _shrink(picture: Image.Image, at_least: int) -> Image.Image:
-    """Do for every format what draft mode does for JPEG: a cheap whole-number reduction to `at_least` or more."""
-    factor = max(picture.size) // at_least
-    if factor < 2 or picture.mode not in _SHRINKABLE or picture.has_transparency_data:
+    """Do for every format what draft mode does for JPEG: a cheap reduction by 2, 4 or 8 to `at_least` or more."""
+    factor = next((f for f in (8, 4, 2) if max(picture.size) // f >= at_least), 1)
+    if factor == 1 or picture.mode not in _SHRINKABLE or picture.has_transparency_data:
         return picture
     reduced = picture.reduce(factor)
     reduced.info = dict(picture.info)

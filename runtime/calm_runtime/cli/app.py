@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
+import warnings
 from importlib import metadata
 from typing import NamedTuple, NoReturn
 
@@ -12,7 +12,7 @@ import click
 
 from calm_runtime.errors import CalmError, UsageError
 
-EXIT_OK, EXIT_SOME_FAILED, EXIT_WRONG_USE, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 0, 1, 2, 130, 141
+EXIT_OK, EXIT_SOME_FAILED, EXIT_WRONG_USE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class Entry(NamedTuple):
@@ -94,6 +94,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module="PIL")  # what matters of them reaches the user as a PhotoError
     sys.exit(_run(args))
 
 
@@ -112,10 +113,6 @@ def _run(args: list[str] | None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Stopped.", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone, as `head` does. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE_CLOSED
 
 
 def _complain(error: Exception, code: int) -> int:

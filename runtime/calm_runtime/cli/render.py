@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.table import Table as Grid
@@ -28,7 +28,7 @@ class Table:
     """Prints results as they come; the header goes before the first one."""
 
     def __init__(self, details: bool = False, console: Console | None = None) -> None:
-        self._console = console or _PipeConsole(highlight=False)
+        self._console = console or Console(highlight=False)
         self._details = details
         self._scores: list[float] = []
         self._failed = 0
@@ -70,11 +70,6 @@ class Table:
         if self._failed:
             parts.append(f"{self._failed} failed")
         self._console.print("\n " + "; ".join(parts), style="dim")
-
-
-class _PipeConsole(Console):
-    def on_broken_pipe(self) -> NoReturn:
-        raise BrokenPipeError  # the command decides how to end, not the library
 
 
 def _score_text(mean: float) -> Text:

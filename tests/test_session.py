@@ -1,0 +1,235 @@
+"""Promises of engine selection (no hardware needed) and of ONNX Runtime sessions."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from calm_runtime.bundle import Graph, Manifest, Stage, Target, open_bundle
+from calm_runtime.errors import EngineError, EngineMissing, UsageError
+from calm_runtime.hardware import probe_hardware
+from calm_runtime.onnx_session import OnnxSession
+from calm_runtime.session import STAGES, Hardware, Library, select_engine
+from calm_runtime.tensorrt_session import TensorRtSession
+
+CPU: frozenset[Library] = frozenset({"onnxruntime"})
+GPU: frozenset[Library] = frozenset({"onnxruntime-gpu"})
+RTX: frozenset[Library] = frozenset({"onnxruntime-gpu", "tensorrt_rtx"})
+NO_GPU, ADA = Hardware(), Hardware("8.9")
+
+
+def graph(stage: Stage, target: Target, device: str = "any") -> Graph:
+    return Graph(stage, target, f"{stage}.{target}.{device}", "fp16", "0" * 64, device)
+
+
+@pytest.fixture
+def manifest(nano_bundle: Path) -> Manifest:
+    """CPU and CUDA graphs for all stages, TensorRT-RTX engines for the two vision stages."""
+    graphs = [graph(stage, target) for stage in STAGES for target in ("cpu", "cuda")]
+    graphs += [graph(stage, "tensorrt-rtx", "portable") for stage in ("vision_encoder", "aligner")]
+    graphs += [graph("vision_encoder", "tensorrt-rtx", "8.9")]
+    return msgspec.structs.replace(open_bundle(nano_bundle, verify=False).manifest, graphs=tuple(graphs))
+
+
+def only_cpu(manifest: Manifest) -> Manifest:
+    return msgspec.structs.replace(manifest, graphs=tuple(g for g in manifest.graphs if g.target == "cpu"))
+
+
+def test_auto_without_a_gpu_is_the_cpu(manifest: Manifest) -> None:
+    for libraries in (CPU, GPU, RTX):
+        choice = select_engine(manifest, libraries, NO_GPU)
+        assert choice.engine == "cpu"
+        assert {choice.vision_encoder.device, choice.aligner.device, choice.llm.device} == {"cpu"}
+        assert choice.llm.graph.target == "cpu"
+
+
+def test_auto_with_a_gpu_takes_tensorrt_for_vision_and_cuda_for_the_llm(manifest: Manifest) -> None:
+    choice = select_engine(manifest, RTX, ADA)
+    assert choice.engine == "tensorrt-rtx"
+    assert choice.vision_encoder.graph.device == "8.9"
+    assert choice.aligner.graph.device == "portable"
+    assert choice.vision_encoder.library == "tensorrt_rtx"
+    assert (choice.llm.graph.target, choice.llm.library) == ("cuda", "onnxruntime-gpu")
+
+
+def test_an_engine_of_another_gpu_is_never_chosen(manifest: Manifest) -> None:
+    assert select_engine(manifest, RTX, Hardware("12.0")).vision_encoder.graph.device == "portable"
+    foreign = msgspec.structs.replace(manifest, graphs=tuple(g for g in manifest.graphs if g.device != "portable"))
+    assert select_engine(foreign, RTX, Hardware("12.0")).engine == "cuda"
+    with pytest.raises(EngineMissing, match=r"12\.0"):
+        select_engine(foreign, RTX, Hardware("12.0"), "tensorrt-rtx")
+
+
+def test_onnx_means_onnx_runtime_on_the_best_device(manifest: Manifest) -> None:
+    assert select_engine(manifest, RTX, ADA, "onnx").engine == "cuda"
+    assert select_engine(manifest, CPU, ADA, "onnx").engine == "cpu"
+    assert select_engine(only_cpu(manifest), GPU, ADA, "onnx").engine == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("installed", "hardware", "requested", "remedy"),
+    [
+        (frozenset(), ADA, "auto", r"pip install calm-edge\[cpu\]"),
+        (CPU, ADA, "cuda", r"calm-edge\[gpu\]"),
+        (GPU, NO_GPU, "cuda", "nvidia-smi"),
+        (GPU, ADA, "tensorrt-rtx", r"calm-edge\[tensorrt-rtx\]"),
+        (RTX, NO_GPU, "tensorrt-rtx", "nvidia-smi"),
+        (frozenset({"onnxruntime", "tensorrt"}), ADA, "tensorrt", "--target tensorrt"),
+    ],
+)
+def test_what_is_missing_comes_with_its_remedy(
+    manifest: Manifest, installed: frozenset[Library], hardware: Hardware, requested: str, remedy: str
+) -> None:
+    with pytest.raises(EngineMissing, match=remedy):
+        select_engine(manifest, installed, hardware, requested)
+
+
+def test_a_bundle_without_cpu_graphs_says_so(manifest: Manifest) -> None:
+    bare = msgspec.structs.replace(manifest, graphs=tuple(g for g in manifest.graphs if g.target != "cpu"))
+    with pytest.raises(EngineMissing, match="--target cpu"):
+        select_engine(bare, CPU, NO_GPU)
+
+
+def test_an_unknown_engine_is_wrong_use(manifest: Manifest) -> None:
+    with pytest.raises(UsageError, match="abacus"):
+        select_engine(manifest, CPU, NO_GPU, "abacus")
+
+
+@pytest.fixture
+def aligner(nano_bundle: Path) -> OnnxSession:
+    return OnnxSession(nano_bundle / "aligner.onnx", threads=1)
+
+
+def test_a_wrong_feed_is_an_engine_error(aligner: OnnxSession) -> None:
+    with pytest.raises(EngineError, match=r"aligner\.onnx"):
+        aligner.run({})
+    with pytest.raises(EngineError, match=r"aligner\.onnx"):
+        aligner.run({name: np.zeros((1, 2), np.float32) for name in aligner.input_dtypes})
+
+
+def test_a_closed_session_says_so(aligner: OnnxSession) -> None:
+    aligner.close()
+    aligner.close()
+    with pytest.raises(EngineError, match="closed"):
+        aligner.run({})
+
+
+def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"no graph")
+    for wrong in (path, tmp_path / "missing.onnx"):
+        with pytest.raises(EngineError, match=wrong.name):
+            OnnxSession(wrong)
+
+
+def test_tensorrt_without_its_library_or_a_gpu_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineMissing, match="no_such_tensorrt"):
+        TensorRtSession(tmp_path / "x.plan", "no_such_tensorrt")
+    if not probe_hardware().has_gpu:
+        with pytest.raises(EngineMissing, match="nvidia-smi"):
+            TensorRtSession(tmp_path / "x.plan", "json")
+
+
+class OneMultiprocessor:
+    """Stands in for the driver: device memory is a dict of arrays by address."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, bytes] = {}
+        self.next = 1
+
+    def activate(self) -> None: ...
+
+    def create_stream(self) -> int:
+        return 7
+
+    def destroy_stream(self, stream: int) -> None: ...
+
+    def synchronize(self, stream: int) -> None: ...
+
+    def allocate(self, size: int) -> int:
+        self.next += 1
+        self.memory[self.next] = bytes(size)
+        return self.next
+
+    def free(self, address: int) -> None:
+        del self.memory[address]
+
+    def to_device(self, address: int, array: np.ndarray, stream: int) -> None:
+        assert array.nbytes <= len(self.memory[address])
+        self.memory[address] = array.tobytes()
+
+    def to_host(self, array: np.ndarray, address: int, stream: int) -> None:
+        array[...] = np.frombuffer(self.memory[address], array.dtype, array.size).reshape(array.shape)
+
+
+def fake_tensorrt(driver: OneMultiprocessor, most: int) -> types.ModuleType:
+    """A library whose only engine doubles `x` [B, 2] into `y` [B, 2], B at most `most`."""
+
+    class Context:
+        def __init__(self) -> None:
+            self.at: dict[str, int] = {}
+            self.shape: tuple[int, ...] = ()
+
+        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+            self.shape = shape
+            return shape[1:] == (2,) and shape[0] <= most
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            return self.shape
+
+        def set_tensor_address(self, name: str, address: int) -> None:
+            self.at[name] = address
+
+        def execute_async_v3(self, stream: int) -> bool:
+            driver.memory[self.at["y"]] = (np.frombuffer(driver.memory[self.at["x"]], np.float32) * 2).tobytes()
+            return stream == 7
+
+    engine = types.SimpleNamespace(
+        num_io_tensors=2,
+        get_tensor_name=["x", "y"].__getitem__,
+        get_tensor_mode=lambda name: name == "x",
+        get_tensor_dtype=lambda name: np.float32,
+        get_tensor_profile_shape=lambda name, profile: ((1, 2), (1, 2), (most, 2)),
+        create_execution_context=Context,
+    )
+    module = types.ModuleType("fake_tensorrt")
+    runtime = types.SimpleNamespace(deserialize_cuda_engine=lambda data: engine if data == b"engine" else None)
+    for name, value in {
+        "Runtime": lambda logger: runtime,
+        "Logger": type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
+        "TensorIOMode": types.SimpleNamespace(INPUT=True),
+        "nptype": lambda dtype: dtype,
+        "__version__": "0",
+    }.items():
+        setattr(module, name, value)
+    return module
+
+
+def test_tensorrt_slices_large_batches_and_frees_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    driver = OneMultiprocessor()
+    monkeypatch.setitem(sys.modules, "fake_tensorrt", fake_tensorrt(driver, most=4))
+    monkeypatch.setattr("calm_runtime.tensorrt_session.CudaDriver", lambda: driver)
+    path = tmp_path / "x.plan"
+    path.write_bytes(b"engine")
+    session = TensorRtSession(path, "fake_tensorrt")
+    for rows in (1, 4, 11):
+        feed = np.arange(rows * 2, dtype=np.float64).reshape(rows, 2)
+        assert np.array_equal(session.run({"x": feed})["y"], feed * 2)
+    assert len(driver.memory) == 2
+    with pytest.raises(EngineError, match="profile"):
+        session.run({"x": np.zeros((1, 3))})
+    with pytest.raises(EngineError, match="no values for x"):
+        session.run({})
+    session.close()
+    session.close()
+    assert driver.memory == {}
+    with pytest.raises(EngineError, match="closed"):
+        session.run({"x": np.zeros((1, 2))})
+    path.write_bytes(b"of another version")
+    with pytest.raises(EngineError, match="export it again"):
+        TensorRtSession(path, "fake_tensorrt")
