@@ -146,13 +146,17 @@ class Calm:
 
         A photo's time per stage is its share of the batch. Raises EngineError or ScoreError for the whole batch.
         """
-        batch = len(pixels)
         aligned, spent = self._see(pixels)
+        return self.score_aligned(aligned, [own | spent for own in timings])
+
+    def score_aligned(self, aligned: Aligned, timings: Sequence[dict[str, float]]) -> list[Score]:
+        """Score a batch of B photos the aligner has read; timings so far per photo. Raises as `score_pixels` does."""
+        batch = len(aligned.image_embeds)
         start = perf_counter()
         parts = (self._before_embeds[None].repeat(batch, 0), aligned.image_embeds,
                  self._score_embeds[None].repeat(batch, 0))  # fmt: skip
         logits, _ = self._llm.prefill(np.concatenate(parts, axis=1))
-        spent["llm"] = _ms_since(start) / batch
+        spent = {"llm": _ms_since(start) / batch}
         return self._read(logits, aligned, [own | spent for own in timings])
 
     def close(self) -> None:

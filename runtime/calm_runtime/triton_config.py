@@ -82,6 +82,7 @@ def config_values(bundle: Bundle, target: TritonTarget, options: TritonOptions) 
         "batch_delay_us": str(options.batch_delay_us),
         "queue_size": str(options.queue_size),
         "queue_timeout_us": str(options.queue_timeout_us),
+        "threads": str(options.threads),
         "ratings": str(len(manifest.score.token_ids)),
         "pixel_values": f"3, {size}, {size}",
         "image_embeds": _dims(tokens),

@@ -199,6 +199,8 @@ class TritonServer:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise EngineError(f"tritonserver ended with status {self._process.returncode}:\n{self._complaints()}")
+            if "error while loading shared libraries" in self.log():  # a helper that cannot start is waited for
+                raise EngineError(f"a helper of tritonserver cannot start:\n{self._complaints()}")
             try:
                 with opener.open(address, timeout=2):
                     return
@@ -208,7 +210,11 @@ class TritonServer:
 
     def _complaints(self) -> str:
         lines = self.log().splitlines()
-        errors = [line for line in lines if line.startswith("E") or "UNAVAILABLE" in line or "rror:" in line]
+        errors = [
+            line
+            for line in lines
+            if line.startswith("E") or "UNAVAILABLE" in line or "rror:" in line or "error while" in line
+        ]
         return "\n".join((errors or lines)[-12:]) or "its messages are above"
 
 
@@ -268,9 +274,10 @@ def _development_backends(root: Path, folder: Path) -> Path:
         known = ", ".join(sorted(p.name for p in (root / "python_backend_stubs").iterdir()))
         raise EngineMissing(f"the development server has no stub for Python {version}; use one of {known}")
     python = folder / "python"
-    # Copies (4 MB), because the server refuses a backend library that a link leads out of this folder.
-    shutil.copytree(root / "backends" / "python", python)
-    shutil.copy(stub, python)
+    # The server refuses a library that a link leads out of this folder; the stub finds its own libraries only
+    # where it lies. So the first is copied (1.4 MB) and the second linked.
+    shutil.copytree(root / "backends" / "python", python, ignore=shutil.ignore_patterns("__pycache__"))
+    (python / stub.name).symlink_to(stub)
     shutil.copytree(sources() / "backends" / "onnxruntime", folder / "onnxruntime")
     return folder
 
@@ -280,6 +287,7 @@ def _environment(installation: Installation) -> dict[str, str]:
     if installation.root is None:
         return environment
     # The stub ignores VIRTUAL_ENV: it asks the first python3 on PATH, and loads libpython from the library path.
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the repository stays as it was built
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     library = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     folders = [Path(str(sysconfig.get_config_var("LIBDIR") or "")), Path(sys.base_prefix) / "lib"]
