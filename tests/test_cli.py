@@ -11,7 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from calm_runtime.bundle import MANIFEST, Golden, encode_manifest, file_sha256, open_bundle, sign_manifest
 
 CALM = [sys.executable, "-c", "from calm_runtime.cli import main; main()"]
 RECORD = ["path", "score", "std", "histogram", "scale", "attributes", "model", "bundle", "ms"]
@@ -117,6 +120,21 @@ def test_check_passes_and_finds_damage(nano_bundle: Path, tmp_path: Path) -> Non
     assert done.returncode == 1
     assert "aligner.onnx" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("shift", "code"), [(0.0, 0), (0.5, 1)])
+def test_check_compares_known_scores(
+    nano_bundle: Path, example_photos: list[Path], tmp_path: Path, shift: float, code: int
+) -> None:
+    bundle = Path(shutil.copytree(nano_bundle, tmp_path / "bundle"))
+    photo = example_photos[0]
+    record = json.loads(run("score", photo, "--json", "--bundle", bundle).stdout)
+    golden = Golden(photo.name, file_sha256(photo), record["score"] + shift, record["std"])
+    manifest = msgspec.structs.replace(open_bundle(bundle).manifest, golden=(golden,))
+    (bundle / MANIFEST).write_bytes(encode_manifest(sign_manifest(manifest)))
+    done = run("check", "--bundle", bundle)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert f"{'FAIL' if code else 'ok  '}  {photo.name}: score" in done.stdout
 
 
 @pytest.mark.parametrize(

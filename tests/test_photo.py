@@ -80,11 +80,12 @@ def test_all_eight_exif_orientations_give_the_same_upright_picture(orientation: 
     assert distance(upright, gradient()) < 3
 
 
-def test_orientation_holds_when_the_jpeg_is_shrunk_while_decoding() -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_orientation_holds_when_the_photo_is_shrunk_while_decoding(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     big = gradient(2400, 1200)
-    turned = load_photo(encode(big.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif))
+    turned = load_photo(encode(big.transpose(Image.Transpose.ROTATE_90), kind, exif=exif))
     assert turned.width == 2 * turned.height
     assert max(turned.size) < 2400
     assert np.abs(to_pixel_values(turned, SPEC) - to_pixel_values(big, SPEC)).mean() < 0.03

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import pytest
 
 from calm_runtime import Calm, Score
 from calm_runtime.batch import score_in_batches
+from calm_runtime.bundle import LlmSpec
 from calm_runtime.errors import (
     CalmError,
     EngineError,
@@ -26,6 +28,7 @@ from calm_runtime.errors import (
 from calm_runtime.llm import LanguageModel, Sampling, draw
 from calm_runtime.photo import PhotoLimits
 from calm_runtime.prompt import PROMPTS, Part
+from calm_runtime.session import Array
 
 BATCH_BOUND = 1e-4  # rating points
 
@@ -171,16 +174,55 @@ def test_rows_of_a_prefill_do_not_see_each_other(calm: Calm) -> None:
         assert np.abs(alone[0] - logits).max() < 1e-3
 
 
+class Parrot:
+    """A decoder of 8 tokens that likes token n + 1 best after token n, then token 7, then the others."""
+
+    device = "cpu"
+    input_dtypes: ClassVar = {"past_key_values.0.key": np.dtype(np.float32)}
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        embeds, mask = feeds["inputs_embeds"], feeds["attention_mask"]
+        past = feeds["past_key_values.0.key"]
+        assert mask.shape[1] == past.shape[2] + embeds.shape[1]
+        logits = np.zeros((len(embeds), 1, 8), np.float32)
+        logits[:, :, 7] = 1
+        logits[0, 0, (int(embeds[0, -1].argmax()) + 1) % 8] = 2
+        present = np.zeros((len(embeds), 1, mask.shape[1], 1), np.float32)
+        return {"logits": logits, "present.0.key": present, "present.0.value": present.copy()}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def parrot() -> LanguageModel:
+    return LanguageModel(Parrot(), np.eye(8, dtype=np.float32), LlmSpec(8, 1, 1, 1, 8, 12, 0, 6, 0))
+
+
+def test_generation_stops_at_a_stop_token_and_at_the_limits(parrot: LanguageModel) -> None:
+    _, cache = parrot.prefill(parrot.embed([0])[None])
+    assert list(parrot.generate(cache, [1], 20, stop={6})) == [2, 3, 4, 5]
+    assert list(parrot.generate(cache, [1], 3, stop={6})) == [2, 3, 4]
+    assert len(list(parrot.generate(cache, [1], 99, stop=()))) == 10  # the context of 12 is full
+    with pytest.raises(UsageError, match="13 tokens"):
+        parrot.prefill(parrot.embed([0] * 12)[None], cache)
+
+
+def test_forbidden_tokens_are_never_drawn(parrot: LanguageModel) -> None:
+    _, cache = parrot.prefill(parrot.embed([0])[None])
+    assert list(parrot.generate(cache, [1], 3, stop=(), forbidden={3})) == [2, 7, 0]
+    hot = Sampling(temperature=5.0, seed=0)
+    for _ in range(20):
+        assert {3, 7}.isdisjoint(parrot.generate(cache, [1], 9, stop=(), forbidden={3, 7}, sampling=hot))
+
+
 def test_text_holds_no_score_tokens(calm: Calm, example_photos: list[Path]) -> None:
     look = calm.look(example_photos[0])
-    spec = calm.bundle.manifest
-    _, after = calm._prompt("score")  # after this prompt a score token is what the model wants to say
-    cache = next(iter(look._caches.values()))
-    free = list(calm._llm.generate(cache, after, 1, stop=()))
-    assert set(free) <= set(spec.score.token_ids) or "random" in spec.model.name
-    barred = list(calm._llm.generate(cache, after, 8, stop=(), forbidden=spec.score.token_ids))
-    assert set(barred).isdisjoint(spec.score.token_ids)
+    # After this prompt a score token is what the model wants to say.
     assert "<score_" not in "".join(look.answer("score", max_new_tokens=8))
+    spec = calm.bundle.manifest
+    _, after = calm._prompt("score")
+    barred = list(calm._llm.generate(next(iter(look._caches.values())), after, 8, (), spec.score.token_ids))
+    assert set(barred).isdisjoint(spec.score.token_ids)
 
 
 def test_sampling_is_repeatable_and_bounded(calm: Calm, example_photos: list[Path]) -> None:

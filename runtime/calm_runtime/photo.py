@@ -242,9 +242,7 @@ def _shrink(picture: Image.Image, at_least: int) -> Image.Image:
     factor = next((f for f in (8, 4, 2) if max(picture.size) // f >= at_least), 1)
     if factor == 1 or picture.mode not in _SHRINKABLE or picture.has_transparency_data:
         return picture
-    reduced = picture.reduce(factor)
-    reduced.info = dict(picture.info)
-    return reduced
+    return picture.reduce(factor)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
