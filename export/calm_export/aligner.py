@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-from calm_runtime.attributes import ATTRIBUTES
-from calm_train.aligner import MFAM
-from calm_train.model import CalmForConditionalGeneration
-from calm_train.vision import HiddenStates
 from onnx import ModelProto
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from calm_export.graph import to_onnx
 from calm_export.precision import in_half
 from calm_export.vision import HIDDEN_STATES
+from calm_runtime.attributes import ATTRIBUTES
+from calm_train.aligner import MFAM
+from calm_train.model import CalmForConditionalGeneration
+from calm_train.vision import HiddenStates
 
 IMAGE_EMBEDS = "image_embeds"
 ATTRIBUTE_LOGITS = "attribute_logits"
@@ -29,8 +30,9 @@ class AlignerGraph(nn.Module):
             # The mean over paraphrases of (photo . phrase) is photo . (mean phrase): one product per level is left
             text = mfam.cues.scale_factor() * mfam.cues.text_embeds().mean(dim=2)  # [A, L, P]
         self.register_buffer("text", text.transpose(1, 2).contiguous())
-        for qformer in mfam.qformers.values():
-            qformer.qformer.set_attn_implementation("eager")
+        for part in mfam.modules():
+            if isinstance(part, PreTrainedModel):
+                part.set_attn_implementation("eager")
         self.mfam = in_half(mfam) if dtype == torch.float16 else mfam
         self.dtype = dtype
 

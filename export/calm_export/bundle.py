@@ -6,16 +6,24 @@ import copy
 import hashlib
 import importlib.metadata
 import logging
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import torch
+
+from calm_export import parity
+from calm_export.aligner import export_aligner
+from calm_export.graph import write_graph
+from calm_export.llm import PRECISIONS, LlmPrecision, export_embed_tokens, export_llm, llm_spec, write_llm_source
+from calm_export.photos import parity_photos
+from calm_export.precision import torch_dtype
+from calm_export.staging import check_output, staged
+from calm_export.tensorrt_rtx import PORTABLE, build_engine, check_device, tensorrt_version
+from calm_export.vision import export_vision
 from calm_runtime.attributes import ATTRIBUTES
 from calm_runtime.bundle import (
     FORMAT_VERSION,
@@ -35,7 +43,7 @@ from calm_runtime.bundle import (
     file_sha256,
     sign_manifest,
 )
-from calm_runtime.errors import CalmError, ExportError
+from calm_runtime.errors import ExportError
 from calm_runtime.llm import LanguageModel, read_embed_tokens
 from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.photo import load_photo
@@ -44,15 +52,6 @@ from calm_runtime.score import SCORE_HIGH, SCORE_LOW
 from calm_runtime.text import TextTokenizer
 from calm_train.checkpoint import CONFIG, INFO, TOKENIZER, CheckpointInfo, load_checkpoint
 from calm_train.model import CalmForConditionalGeneration
-
-from calm_export import parity
-from calm_export.aligner import export_aligner
-from calm_export.graph import write_graph
-from calm_export.llm import PRECISIONS, LlmPrecision, export_embed_tokens, export_llm, llm_spec, write_llm_source
-from calm_export.photos import parity_photos
-from calm_export.precision import torch_dtype
-from calm_export.tensorrt_rtx import PORTABLE, build_engine, tensorrt_version
-from calm_export.vision import export_vision
 
 VISION_ENCODER = "vision_encoder.onnx"
 ALIGNER = "aligner.onnx"
@@ -88,6 +87,10 @@ class ExportOptions:
             raise ExportError(f"no export target {', '.join(sorted(unknown))}; choose from {', '.join(TARGETS)}")
         if self.llm_precision not in ("auto", *PRECISIONS):
             raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(PRECISIONS)}")
+        if self.engine_precision not in ("fp16", "fp32"):
+            raise ExportError(f"no engine precision {self.engine_precision!r}; choose fp16 or fp32")
+        for device in self.devices:
+            check_device(device)
 
     def recorded(self) -> dict[str, str]:
         """The options as provenance: everything that shapes the bundle, no path of this machine."""
@@ -126,21 +129,20 @@ def export_bundle(
     The bundle appears whole or not at all. Raises ExportError (also for a missed parity gate, with the numbers)
     or DataError when the checkpoint is not one.
     """
-    if output.exists() and not options.overwrite:
-        raise ExportError(f"{output} exists; give --overwrite to replace it")
+    check_output(output, options.overwrite)
     if "tensorrt-rtx" in options.targets:
         tensorrt_version()  # a missing library should not cost the minutes before it is needed
     progress("loading the checkpoint")
     model, tokenizer, info = load_checkpoint(checkpoint)
-    with _staged(output, options.overwrite) as folder, tempfile.TemporaryDirectory(prefix="calm-export-") as scratch:
+    with staged(output, options.overwrite) as folder, tempfile.TemporaryDirectory(prefix="calm-export-") as scratch:
         tokenizer.save(str(folder / TOKENIZER), pretty=False)
         text = TextTokenizer(folder / TOKENIZER, llm_spec(model.config.text_config).bos_token_id)
         work = _Work(model, info, text, folder, Path(scratch), options)
-        progress("exporting vision encoder and aligner")
-        _export_eyes(work)
         progress("running the torch model on the photos of the parity gate")
         pixels = parity.pixel_batch(parity_photos(info.photo, options.photos, options.examples), info.photo)
         reference = parity.torch_side(model, pixels, info.prompts["score"], text)
+        progress("exporting vision encoder and aligner")
+        _export_eyes(work)
         features = parity.onnx_features(folder / VISION_ENCODER, folder / ALIGNER, pixels)
         work.rows += parity.feature_rows(reference, features, "fp32")
         parity.require(work.rows, "the export of vision encoder and aligner")
@@ -286,29 +288,3 @@ def _checkpoint_sha256(checkpoint: Path) -> str:
     names = {CONFIG, INFO, TOKENIZER, *(p.name for p in checkpoint.glob("model*.safetensors*"))}
     lines = "".join(f"{file_sha256(checkpoint / name)}  {name}\n" for name in sorted(names))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-@contextmanager
-def _staged(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `output` that takes its place on success and vanishes on failure."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield staging
-        for path in (staging, *staging.rglob("*")):  # some writers keep their files to themselves
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        if output.exists():
-            if not overwrite:
-                raise ExportError(f"{output} has appeared meanwhile; give --overwrite to replace it")
-            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-            os.replace(output, old)
-            os.replace(staging, output)
-            shutil.rmtree(old)
-        else:
-            os.replace(staging, output)
-    except CalmError:
-        raise
-    except OSError as error:
-        raise ExportError(f"{output} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

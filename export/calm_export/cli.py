@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 import click
-from calm_runtime.bundle import Manifest
-from calm_runtime.errors import CalmError
 from rich.console import Console
 from rich.table import Table
+
+from calm_runtime.bundle import Manifest
+from calm_runtime.errors import CalmError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import onnx
 import torch
-from calm_runtime.errors import ExportError
 from onnx import ModelProto
 from torch import Tensor, nn
+
+from calm_runtime.errors import ExportError
 
 OPSET = 18
 INLINE_LIMIT = 2**31 - 2**20  # a protobuf message ends at 2 GB; leave room for the graph itself

@@ -11,15 +11,15 @@ from typing import Literal, get_args
 
 import onnx
 import torch
-from calm_runtime.bundle import LlmSpec
-from calm_runtime.errors import ExportError
-from calm_runtime.llm import EMBED_TOKENS
-from calm_train.model import CalmForConditionalGeneration
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from calm_export.graph import write_graph
+from calm_runtime.bundle import LlmSpec
+from calm_runtime.errors import ExportError
+from calm_runtime.llm import EMBED_TOKENS
+from calm_train.model import CalmForConditionalGeneration
 
 LlmPrecision = Literal["int4", "int8", "fp32"]
 PRECISIONS: tuple[LlmPrecision, ...] = get_args(LlmPrecision)  # smallest first
@@ -54,7 +54,8 @@ def write_llm_source(model: CalmForConditionalGeneration, tokenizer: Tokenizer, 
     spec = llm_spec(model.config.text_config)
     model.llm.save_pretrained(folder)
     names = {key: tokenizer.id_to_token(getattr(spec, f"{key}_id")) for key in ("bos_token", "eos_token", "pad_token")}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)  # type: ignore[no-untyped-call]
+    wrapped.save_pretrained(folder)
     return folder
 
 
@@ -104,7 +105,7 @@ def _check(proto: onnx.ModelProto, precision: LlmPrecision) -> None:
 
 def export_embed_tokens(model: CalmForConditionalGeneration, path: Path, dtype: torch.dtype) -> Path:
     """The token embeddings [V, D] as one safetensors file, float32 or float16."""
-    weight = model.get_input_embeddings().weight.detach().to(dtype).contiguous()
+    weight = model.llm.get_input_embeddings().get_parameter("weight").detach().to(dtype).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({EMBED_TOKENS: weight}, path)
     return path

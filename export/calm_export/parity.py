@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
+
 from calm_runtime.aligner import Aligner
 from calm_runtime.bundle import ParityRow
 from calm_runtime.errors import ExportError
@@ -21,8 +23,6 @@ from calm_runtime.score import histogram_moments, score_histogram
 from calm_runtime.text import TextTokenizer
 from calm_runtime.vision import HIDDEN_STATES, VisionEncoder
 from calm_train.model import CalmForConditionalGeneration
-from PIL import Image
-from scipy.stats import rankdata
 
 Array = npt.NDArray[np.float32]
 
@@ -153,4 +153,10 @@ def _cosine(left: Array, right: Array) -> npt.NDArray[np.float64]:
 def _srcc(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> float:
     """Spearman's rank correlation; NaN when one side is constant."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])
+        return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
+
+
+def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[inverse])

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+
 from calm_runtime.errors import ExportError, PhotoError
 from calm_runtime.photo import PHOTO_SUFFIXES, PhotoSpec, load_photo
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 PARITY_PHOTOS = 100
 _SEED = 20

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from calm_runtime.bundle import EngineEvidence, Graph, Precision, Stage, file_sha256
 from calm_runtime.errors import ExportError
 
@@ -79,6 +80,12 @@ def engine_name(stage: Stage, version: str, device: str, onnx_sha256: str) -> st
     return f"{stage}.{PACKAGE}-{version}.{device}.{onnx_sha256[:12]}.engine"
 
 
+def check_device(device: str) -> None:
+    """Raise ExportError unless TensorRT-RTX builds for it."""
+    if device != PORTABLE and device not in DEVICES:
+        raise ExportError(f"TensorRT-RTX has no target {device!r}; choose {PORTABLE} or one of {', '.join(DEVICES)}")
+
+
 def build_engine(
     stage: Stage, onnx_path: Path, folder: Path, device: str, precision: Precision
 ) -> tuple[Graph, EngineEvidence]:
@@ -86,8 +93,7 @@ def build_engine(
 
     device: "portable" (every GPU from Ampere on) or one of DEVICES.
     """
-    if device != PORTABLE and device not in DEVICES:
-        raise ExportError(f"TensorRT-RTX has no target {device!r}; choose {PORTABLE} or one of {', '.join(DEVICES)}")
+    check_device(device)
     version = tensorrt_version()
     digest = file_sha256(onnx_path)
     engine = folder / engine_name(stage, version, device, digest)
@@ -134,7 +140,7 @@ def _build(request: BuildRequest) -> BuildAnswer:
         return BuildAnswer(error=f"tensorrt_rtx cannot be imported ({error}); {INSTALL}")
     messages: list[tuple[str, str]] = []
 
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from calm_train.model import CalmForConditionalGeneration
-from calm_train.vision import VisionEncoder
 from onnx import ModelProto
 from torch import Tensor, nn
 
 from calm_export.graph import to_onnx
 from calm_export.precision import in_half
+from calm_train.model import CalmForConditionalGeneration
+from calm_train.vision import VisionEncoder
 
 PIXEL_VALUES = "pixel_values"
 HIDDEN_STATES = ("hidden_low", "hidden_middle", "hidden_high", "hidden_thematic")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+from tokenizers import Tokenizer
+
 from calm_runtime.bundle import ModelInfo
 from calm_runtime.errors import DataError
 from calm_runtime.photo import PhotoSpec
 from calm_runtime.prompt import PROMPTS, Prompt
 from calm_runtime.score import SCORE_LEVELS, SCORE_TOKENS
-from tokenizers import Tokenizer
-
 from calm_train.model import CalmForConditionalGeneration
 
 CONFIG = "config.json"
@@ -59,9 +59,10 @@ def load_checkpoint(folder: str | Path) -> tuple[CalmForConditionalGeneration, T
     except Exception as error:  # `tokenizers` raises bare Exception
         raise DataError(f"{root / TOKENIZER}: not a tokenizer: {error}") from error
     try:
-        model = CalmForConditionalGeneration.from_pretrained(root, dtype="float32", use_safetensors=True).eval()
+        model = CalmForConditionalGeneration.from_pretrained(root, dtype="float32", use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{root}: the weights do not fit the configuration: {error}") from error
+    model.train(False)
     _check_score_tokens(root, model, tokenizer)
     size = model.config.vision_config.image_size
     if info.photo.size != size:
