@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,15 +139,19 @@ class RemoteCalm:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _stream(self, inputs: list[Any], photo: Photo, data: bytes) -> Iterator[str]:
+    def _stream(self, inputs: list[Any], photo: Photo, data: bytes) -> Generator[str]:
         answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         client = self._connect()  # a client carries one stream at a time
         try:
             client.start_stream(lambda result, error: answers.put((result, error)))
-            client.async_stream_infer(
-                TEXT_MODEL, inputs, enable_empty_final_response=True, priority=INTERACTIVE,
-                timeout=int(self.timeout * 1e6),
-            )  # fmt: skip
+            try:
+                client.async_stream_infer(
+                    TEXT_MODEL, inputs, enable_empty_final_response=True, priority=INTERACTIVE,
+                    timeout=int(self.timeout * 1e6),
+                )  # fmt: skip
+            except self._failure:  # the connection broke already: the reason comes as an answer
+                if answers.empty():
+                    raise
             while True:
                 result, error = answers.get(timeout=self.timeout)
                 if error is not None:
@@ -268,7 +272,10 @@ def _outcome(name: str, future: Future[Score]) -> Scored:
         return Scored(name, error=error)
 
 
-def _prepend(first: str | None, rest: Iterator[str]) -> Iterator[str]:
-    if first is not None:
-        yield first
-    yield from rest
+def _prepend(first: str | None, rest: Generator[str]) -> Iterator[str]:
+    try:
+        if first is not None:
+            yield first
+        yield from rest
+    finally:
+        rest.close()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
@@ -25,14 +26,15 @@ class TritonOptions:
 
     max_batch: photos per forward pass, at most. batch_delay_us: how long the vision encoder waits for company.
     queue_size, queue_timeout_us: requests that may wait per model, and for how long, before they are rejected.
-    threads: ONNX Runtime threads per model on CPU; 0 takes every core.
+    threads: ONNX Runtime threads per model on CPU; 0 takes every core. Half of them by default: the vision encoder of
+    one batch and the language model of another run at the same time.
     """
 
     max_batch: int = 8
     batch_delay_us: int = 2_000
     queue_size: int = 128
     queue_timeout_us: int = 30_000_000
-    threads: int = 0
+    threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2))
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.queue_size < 1:

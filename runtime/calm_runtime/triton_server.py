@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -70,7 +71,7 @@ def find_server() -> Installation:
         if (root / "bin" / "tritonserver").is_file():
             return Installation(root / "bin" / "tritonserver", root)
     raise EngineMissing(
-        "tritonserver is not installed; for development: pip install --no-deps nvidia-pytriton==0.7.0 "
+        "tritonserver is not installed; for development: pip install calm-edge[triton-server] "
         "(Linux x86-64), in production: the official container, see docs/triton.md"
     )
 
@@ -286,6 +287,11 @@ def _environment(installation: Installation) -> dict[str, str]:
     environment = {**os.environ, **{k: v for k, v in _MALLOC.items() if k not in os.environ}}
     if installation.root is None:
         return environment
+    if int(metadata.version("numpy").split(".")[0]) > 1:
+        raise EngineMissing(
+            "the development server's Python backend misreads strings with NumPy 2; "
+            "pip install calm-edge[triton-server], in an environment of its own if others need NumPy 2"
+        )
     # The stub ignores VIRTUAL_ENV: it asks the first python3 on PATH, and loads libpython from the library path.
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the repository stays as it was built
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])

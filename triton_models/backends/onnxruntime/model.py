@@ -26,6 +26,8 @@ class TritonPythonModel:
         options = ort.SessionOptions()
         threads = config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value", "0")
         options.intra_op_num_threads = int(threads)
+        # Several models share the cores: threads that spin while they wait would take them from the others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.inputs: list[str] = [item["name"] for item in config["input"]]
         self.outputs: list[str] = [item["name"] for item in config["output"]]
