@@ -64,6 +64,21 @@ def test_a_quantised_graph_has_the_bits_asked_for_and_stays_close(
     assert np.abs(logits - expected).max() <= tolerance * np.abs(expected).max()
 
 
+def test_the_float16_graph_for_cuda_is_right_on_any_device(tmp_path: Path) -> None:
+    model = model_of("llama")
+    source = write_llm_source(model, make_tokenizer(model.config.text_config.vocab_size), tmp_path / "source")
+    export_llm(source, "fp16", tmp_path / "llm-cuda", "cuda")
+    session = OnnxSession(tmp_path / "llm-cuda" / "model.onnx")
+    table = model.get_input_embeddings().weight.detach().numpy()
+    decoder = LanguageModel(session, table, llm_spec(model.config.text_config))
+    embeds = torch.randn(1, 9, table.shape[1]) * 0.05
+    with torch.inference_mode():
+        expected = model.llm(inputs_embeds=embeds).logits[:, -1].numpy()
+    logits, cache = decoder.prefill(embeds.numpy())
+    assert cache.layers[0][0].dtype == np.float16
+    assert np.abs(logits - expected).max() <= 0.005 * np.abs(expected).max()
+
+
 def test_a_folder_that_is_no_llm_is_refused_with_the_builders_log(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ExportError, match="cannot build the LLM as fp32"):

@@ -12,6 +12,7 @@ from calm_export.bundle import ExportOptions, export_bundle
 from calm_export.tensorrt_rtx import BATCHES, MAGIC, build_engine, tensorrt_version
 from calm_runtime.bundle import Manifest, open_bundle
 from calm_runtime.errors import ExportError
+from calm_runtime.session import Hardware, Library, select_engine
 
 pytest.importorskip("tensorrt_rtx", reason="pip install calm-edge[tensorrt-rtx]", exc_type=ImportError)
 pytest_plugins = ["export_fixtures"]
@@ -25,7 +26,7 @@ def engines(
     tiny_checkpoint: Path, tiny_options: ExportOptions, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("engines") / "bundle"
-    options = replace(tiny_options, targets=("cpu", "tensorrt-rtx"), devices=DEVICES)
+    options = replace(tiny_options, targets=("cpu", "cuda", "tensorrt-rtx"), devices=DEVICES)
     export_bundle(tiny_checkpoint, folder, options)
     return folder, open_bundle(folder).manifest
 
@@ -58,6 +59,21 @@ def test_the_manifest_proves_that_attention_was_fused(engines: tuple[Path, Manif
         assert evidence.activation_bytes > 0
     vision = [e for e in manifest.engines if e.path.startswith("vision_encoder")]
     assert {e.fused_attention for e in vision} == {3}  # one per layer up to the highest tap
+
+
+def test_one_bundle_serves_every_target(engines: tuple[Path, Manifest]) -> None:
+    folder, manifest = engines
+    for engine, gpu, library in (
+        ("cpu", None, "onnxruntime"),
+        ("cuda", "9.0", "onnxruntime-gpu"),
+        ("tensorrt-rtx", "8.9", "tensorrt_rtx"),
+    ):
+        installed: frozenset[Library] = frozenset({"onnxruntime-gpu", library})
+        choice = select_engine(manifest, installed, Hardware(gpu), engine)
+        assert (folder / choice.vision_encoder.graph.path).is_file()
+        assert choice.vision_encoder.graph.target == engine
+    assert choice.vision_encoder.graph.device == "8.9"
+    assert choice.llm.graph.target == "cuda"
 
 
 def test_the_graphs_behind_the_engines_passed_the_gate(engines: tuple[Path, Manifest]) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from calm_export import parity
@@ -38,6 +40,7 @@ from calm_runtime.bundle import (
     Provenance,
     ScoreSpec,
     Stage,
+    Target,
     VisualTokens,
     encode_manifest,
     file_sha256,
@@ -56,9 +59,10 @@ from calm_train.model import CalmForConditionalGeneration
 VISION_ENCODER = "vision_encoder.onnx"
 ALIGNER = "aligner.onnx"
 LLM = "llm/model.onnx"
+LLM_CUDA = "llm-cuda/model.onnx"
 EMBED_TOKENS_FILE = "embed_tokens.safetensors"
 ENGINE_PHOTOS = 16  # float16 on a CPU is emulated and slow: enough photos to see an overflow
-TARGETS = ("cpu", "tensorrt-rtx")
+TARGETS = ("cpu", "cuda", "tensorrt-rtx")
 _TOOLS = ("calm-edge", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai")
 
 logger = logging.getLogger(__name__)
@@ -117,8 +121,8 @@ class _Work:
     engines: list[EngineEvidence] = field(default_factory=list)
     rows: list[ParityRow] = field(default_factory=list)
 
-    def add_onnx(self, stage: Stage, name: str, precision: Precision, tool: str) -> None:
-        self.graphs.append(Graph(stage, "cpu", name, precision, file_sha256(self.folder / name), tool=tool))
+    def add_onnx(self, stage: Stage, name: str, precision: Precision, tool: str, target: Target = "cpu") -> None:
+        self.graphs.append(Graph(stage, target, name, precision, file_sha256(self.folder / name), tool=tool))
 
 
 def export_bundle(
@@ -146,7 +150,10 @@ def export_bundle(
         features = parity.onnx_features(folder / VISION_ENCODER, folder / ALIGNER, pixels)
         work.rows += parity.feature_rows(reference, features, "fp32")
         parity.require(work.rows, "the export of vision encoder and aligner")
-        _export_llm(work, write_llm_source(model, tokenizer, work.scratch / "llm"), reference, features, progress)
+        source = write_llm_source(model, tokenizer, work.scratch / "llm")
+        _export_llm(work, source, reference, features["image_embeds"], progress)
+        if "cuda" in options.targets:
+            _export_cuda(work, source, reference, features["image_embeds"], progress)
         if "tensorrt-rtx" in options.targets:
             _export_engines(work, pixels, reference, progress)
         progress("scoring the examples with the finished bundle")
@@ -166,7 +173,7 @@ def _export_llm(
     work: _Work,
     source: Path,
     reference: parity.Seen,
-    features: dict[str, parity.Array],
+    image_embeds: parity.Array,
     progress: Callable[[str], None],
 ) -> None:
     """Build the LLM in the asked precision, or in the smallest that passes the gate."""
@@ -178,10 +185,7 @@ def _export_llm(
         export_llm(source, precision, work.folder / "llm")
         dtype = torch.float32 if precision == "fp32" else torch.float16
         export_embed_tokens(work.model, work.folder / EMBED_TOKENS_FILE, dtype)
-        scores = parity.onnx_scores(
-            _language_model(work), features["image_embeds"], work.info.prompts["score"], work.text,
-            work.model.config.score_token_ids,
-        )  # fmt: skip
+        scores = _scores(work, LLM, image_embeds)
         rows = parity.score_rows(reference, scores, precision)
         missed = parity.describe(rows)
         if not missed:
@@ -194,9 +198,32 @@ def _export_llm(
     raise ExportError(f"the LLM misses the parity gate as {' / '.join(misses)}")
 
 
-def _language_model(work: _Work) -> LanguageModel:
+def _export_cuda(
+    work: _Work,
+    source: Path,
+    reference: parity.Seen,
+    image_embeds: parity.Array,
+    progress: Callable[[str], None],
+) -> None:
+    """The same vision encoder and aligner, and a float16 LLM for ONNX Runtime's CUDA kernels."""
+    for graph in list(work.graphs):
+        if graph.stage != "llm":
+            work.graphs.append(msgspec.structs.replace(graph, target="cuda"))
+    progress("building the LLM as fp16 for CUDA")
+    export_llm(source, "fp16", (work.folder / LLM_CUDA).parent, "cuda")
+    rows = parity.score_rows(reference, _scores(work, LLM_CUDA, image_embeds), "fp16")
+    rows = [msgspec.structs.replace(row, metric=f"fp16 for cuda: {row.metric}") for row in rows]
+    parity.require(rows, "the LLM for CUDA")
+    work.rows += rows
+    work.add_onnx("llm", LLM_CUDA, "fp16", f"onnxruntime-genai {_version('onnxruntime-genai')}", "cuda")
+
+
+def _scores(work: _Work, graph: str, image_embeds: parity.Array) -> npt.NDArray[np.float64]:
+    """Scores by one of the bundle's decoders, on the CPU."""
+    config = work.model.config
     table = read_embed_tokens(work.folder / EMBED_TOKENS_FILE)
-    return LanguageModel(OnnxSession(work.folder / LLM), table, llm_spec(work.model.config.text_config))
+    llm = LanguageModel(OnnxSession(work.folder / graph), table, llm_spec(config.text_config))
+    return parity.onnx_scores(llm, image_embeds, work.info.prompts["score"], work.text, config.score_token_ids)
 
 
 def _export_engines(work: _Work, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]) -> None:

@@ -25,7 +25,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
     "--target",
     "targets",
     multiple=True,
-    type=click.Choice(["cpu", "tensorrt-rtx"]),
+    type=click.Choice(["cpu", "cuda", "tensorrt-rtx"]),
     default=("cpu",),
     show_default=True,
     help="What to build for; may be given several times.",
@@ -80,10 +80,13 @@ def export(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
     console = Console(stderr=True)
     try:
+        from transformers.utils.logging import disable_progress_bar
+
         from calm_export.bundle import ExportOptions, export_bundle
         from calm_export.photos import photo_files
     except ImportError as error:
         raise click.ClickException(f"export needs more packages ({error}); pip install calm-edge[export]") from error
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = examples or (EXAMPLES if EXAMPLES.is_dir() else None)
     try:
         options = ExportOptions(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import onnx
 import torch
@@ -21,8 +21,9 @@ from calm_runtime.errors import ExportError
 from calm_runtime.llm import EMBED_TOKENS
 from calm_train.model import CalmForConditionalGeneration
 
-LlmPrecision = Literal["int4", "int8", "fp32"]
-PRECISIONS: tuple[LlmPrecision, ...] = get_args(LlmPrecision)  # smallest first
+LlmPrecision = Literal["int4", "int8", "fp16", "fp32"]
+Provider = Literal["cpu", "cuda"]
+PRECISIONS: tuple[LlmPrecision, ...] = ("int4", "int8", "fp32")  # for the CPU, smallest first
 GENAI_CONFIG = "genai_config.json"
 BLOCK_SIZE = 32  # weights that share one scale; coarser blocks are faster and less exact
 ACCURACY_LEVEL = 4  # products in int8: the fast CPU kernels
@@ -59,19 +60,21 @@ def write_llm_source(model: CalmForConditionalGeneration, tokenizer: Tokenizer, 
     return folder
 
 
-def export_llm(source: Path, precision: LlmPrecision, folder: Path) -> tuple[Path, ...]:
+def export_llm(source: Path, precision: LlmPrecision, folder: Path, provider: Provider = "cpu") -> tuple[Path, ...]:
     """Build the decoder graph of `source` (see `write_llm_source`) into `folder`; returns the files written.
+
+    provider: whose kernels the graph is made for; graphs for "cuda" also run on the CPU, slowly.
 
     The builder runs in a process of its own, offline: it reads global state and prints as it pleases.
     Raises ExportError with the end of its log when it fails or does not do what it was asked.
     """
     options = {"exclude_embeds": "true", "prune_lm_head": "true", "hf_token": "false"}
-    if precision != "fp32":
+    if precision in _WEIGHT_BITS:
         options |= {"block_size": str(BLOCK_SIZE), "accuracy_level": str(ACCURACY_LEVEL)}
     with tempfile.TemporaryDirectory(prefix="calm-llm-") as scratch:
         built = Path(scratch) / "out"
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(source), "-o", str(built)]
-        command += ["-p", precision, "-e", "cpu", "-c", str(Path(scratch) / "cache"), "--extra_options"]
+        command += ["-p", precision, "-e", provider, "-c", str(Path(scratch) / "cache"), "--extra_options"]
         command += [f"{name}={value}" for name, value in options.items()]
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
         result = subprocess.run(
