@@ -142,6 +142,7 @@ class RemoteCalm:
     def _stream(self, inputs: list[Any], photo: Photo, data: bytes) -> Generator[str]:
         answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         client = self._connect()  # a client carries one stream at a time
+        underway = True
         try:
             client.start_stream(lambda result, error: answers.put((result, error)))
             try:
@@ -155,18 +156,20 @@ class RemoteCalm:
             while True:
                 result, error = answers.get(timeout=self.timeout)
                 if error is not None:
+                    underway = False
                     raise self._explain(error, photo, data) from error
                 text = result.as_numpy("text")
                 if text is not None:
                     yield bytes(text.item()).decode("utf-8", errors="replace")
                 if result.get_response().parameters["triton_final_response"].bool_param:
+                    underway = False
                     return
         except queue.Empty as error:
             raise RemoteError(f"{self.url}: no answer within {self.timeout:g} s; {_SLOW}") from error
         except self._failure as error:
             raise self._explain(error, photo, data) from error
         finally:
-            client.stop_stream(cancel_requests=True)
+            client.stop_stream(cancel_requests=underway)
             client.close()
 
     def _labels(self) -> _Labels:

@@ -74,7 +74,7 @@ class TritonPythonModel:
         photo = bytes(pb_utils.get_input_tensor_by_name(request, "photo").as_numpy().item())
         look = self.calm.look(photo)
         for piece in look.answer(task, _optional_text(request, "question"), limit):
-            if request.is_cancelled():
+            if sender.is_cancelled():
                 return
             text = pb_utils.Tensor("text", np.array([[piece.encode()]], np.object_))
             sender.send(pb_utils.InferenceResponse([text]))
