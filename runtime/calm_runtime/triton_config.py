@@ -25,6 +25,8 @@ class TritonOptions:
     """How the server shares its work out.
 
     max_batch: photos per forward pass, at most. batch_delay_us: how long the vision encoder waits for company.
+    instances: copies of each model of the score path. The server pauses between the batches of a model whose queue
+    has limits, and a second copy works on meanwhile; 1 saves its memory.
     queue_size, queue_timeout_us: requests that may wait per model, and for how long, before they are rejected.
     threads: ONNX Runtime threads per model on CPU; 0 takes every core. Half of them by default: the vision encoder of
     one batch and the language model of another run at the same time.
@@ -32,13 +34,14 @@ class TritonOptions:
 
     max_batch: int = 8
     batch_delay_us: int = 2_000
+    instances: int = 2
     queue_size: int = 128
     queue_timeout_us: int = 30_000_000
     threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2))
 
     def __post_init__(self) -> None:
-        if self.max_batch < 1 or self.queue_size < 1:
-            raise UsageError("max_batch and queue_size are at least 1")
+        if min(self.max_batch, self.queue_size, self.instances) < 1:
+            raise UsageError("max_batch, queue_size and instances are at least 1")
         if min(self.batch_delay_us, self.queue_timeout_us, self.threads) < 0:
             raise UsageError("delays, timeouts and threads are not negative")
 
@@ -85,6 +88,7 @@ def config_values(bundle: Bundle, target: TritonTarget, options: TritonOptions) 
         "queue_size": str(options.queue_size),
         "queue_timeout_us": str(options.queue_timeout_us),
         "threads": str(options.threads),
+        "instances": str(options.instances),
         "ratings": str(len(manifest.score.token_ids)),
         "pixel_values": f"3, {size}, {size}",
         "image_embeds": _dims(tokens),

@@ -59,6 +59,13 @@ def triton() -> None:
     help="Photos that may wait; further ones are turned away at once, so that clients can go elsewhere.",
 )
 @click.option(
+    "--instances",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.instances,
+    show_default=True,
+    help="Copies of each model that scores: 2 keep the server busy between batches, 1 saves memory.",
+)
+@click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads per model; default: half of this machine's cores."
 )
 def build(
@@ -67,6 +74,7 @@ def build(
     target: TritonTarget,
     max_batch: int,
     queue_size: int,
+    instances: int,
     threads: int | None,
 ) -> int:
     """Fill a model repository with a bundle (default: the built-in one).
@@ -80,7 +88,9 @@ def build(
     """
     from calm_runtime.triton_repository import build as fill
 
-    options = TritonOptions(max_batch=max_batch, queue_size=queue_size, threads=threads or _DEFAULTS.threads)
+    options = TritonOptions(
+        max_batch=max_batch, queue_size=queue_size, instances=instances, threads=threads or _DEFAULTS.threads
+    )
     info = fill(bundle or DEFAULT_BUNDLE, output, target, options)
     click.echo(f"{output}: {info.model} for {info.target}, up to {info.max_batch} photos per batch")
     click.echo(f"Start it with: calm triton serve {output}")
