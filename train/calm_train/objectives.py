@@ -1,0 +1,88 @@
+"""Training objectives, one class each. All take logits in any float dtype and reduce to a scalar in float32."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from calm_runtime.score import SCORE_HIGH, SCORE_LEVELS, SCORE_LOW
+from torch import Tensor, nn
+
+
+class ContrastiveObjective(nn.Module):
+    """Image-text contrast with many positives, per attribute (InfoNCE after CLIP, positives summed in the numerator).
+
+    Every photo has exactly one level on each attribute, so the cues of other attributes are no negatives: photo to
+    text runs over the paraphrases of all levels of one attribute, text to photo over the photos of the batch.
+    """
+
+    def forward(self, phrase_logits: Tensor, levels: Tensor) -> Tensor:
+        """phrase_logits [B, A, L, K] scaled cosines, levels [B, A] int64 -> scalar."""
+        logits = phrase_logits.float()
+        batch, attributes, count, phrases = logits.shape
+        positive = F.one_hot(levels, count).bool()[..., None].expand(-1, -1, -1, phrases)  # [B, A, L, K]
+        masked = logits.masked_fill(~positive, float("-inf"))
+        to_text = logits.flatten(2).logsumexp(-1) - masked.flatten(2).logsumexp(-1)  # [B, A]
+        present = positive.any(dim=0)  # [A, L, K]: cues some photo of the batch shows
+        over_photos = logits.logsumexp(0) - masked.logsumexp(0)  # [A, L, K]
+        to_photo = over_photos[present].mean()
+        return to_text.mean() + 0.5 * to_photo
+
+
+class MatchingObjective(nn.Module):
+    """Does this cue match this photo? The positive against its hard negative: same attribute, most likely wrong level."""
+
+    def forward(self, phrase_logits: Tensor, levels: Tensor) -> Tensor:
+        """phrase_logits [B, A, L, K], levels [B, A] -> scalar binary cross-entropy on the pair's difference."""
+        level_logits = phrase_logits.float().mean(-1)  # [B, A, L]
+        right = level_logits.gather(-1, levels[..., None]).squeeze(-1)
+        wrong = level_logits.scatter(-1, levels[..., None], float("-inf")).amax(-1)
+        return F.softplus(wrong - right).mean()
+
+
+class GenerationObjective(nn.Module):
+    """Next-token cross-entropy; positions with label -100 do not count."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """logits [B, S, V] predicting labels [B, S] at the same positions -> scalar."""
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+class RankingObjective(nn.Module):
+    """The less damaged view of a pair must come out higher (logistic loss, RankNet)."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, better: Tensor, worse: Tensor, different: Tensor) -> Tensor:
+        """better, worse [P] values; different [P] bool: pairs that count -> scalar."""
+        loss = F.softplus((worse.float() - better.float()) / self.temperature)
+        return (loss * different).sum() / different.sum().clamp(min=1)
+
+
+class ScoreObjective(nn.Module):
+    """Cross-entropy to the rating histogram plus earth mover's distance (NIMA, with r = 2)."""
+
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.spread = spread
+        self.register_buffer("ratings", torch.arange(SCORE_LOW, SCORE_HIGH + 1).float())
+
+    def target(self, ratings: Tensor) -> Tensor:
+        """Mean ratings [B] -> histograms [B, 10]: a Gaussian of standard deviation `spread`."""
+        scale = torch.arange(SCORE_LOW, SCORE_HIGH + 1, device=ratings.device).float()
+        return (-((scale - ratings[:, None]) ** 2) / (2 * self.spread**2)).softmax(dim=-1)
+
+    def forward(self, score_logits: Tensor, histogram: Tensor) -> Tensor:
+        """score_logits [B, 10], histogram [B, 10] -> scalar."""
+        log_probability = score_logits.float().log_softmax(-1)
+        cross_entropy = -(histogram * log_probability).sum(-1).mean()
+        gap = (log_probability.exp() - histogram).cumsum(-1)
+        emd = (gap.square().mean(-1) + 1e-8).sqrt().mean()
+        return cross_entropy + 5.0 * emd
+
+
+def expected_score(score_logits: Tensor) -> Tensor:
+    """Expectation of the softmax over the score tokens, [B, 10] -> [B] on the 1..10 scale."""
+    ratings = torch.arange(SCORE_LOW, SCORE_LOW + SCORE_LEVELS, device=score_logits.device).float()
+    return score_logits.float().softmax(-1) @ ratings

@@ -1,0 +1,166 @@
+"""A view: a photo after random edits, with everything that is known about it because we made it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from calm_runtime.attributes import ATTRIBUTES
+from calm_runtime.score import SCORE_LOW
+from torch import Tensor
+
+from calm_train.pretext.edits import EDITS, to_linear
+from calm_train.pretext.measures import MEASURES, measure
+
+DIFFERENT = 0.04  # damage difference above which one view must score higher than the other
+
+
+@dataclass(frozen=True)
+class AppliedEdit:
+    """An edit that was made: its name, its severity in 0..1, and the exposure change it caused, in stops."""
+
+    name: str
+    severity: float
+    stops: float
+
+
+@dataclass(frozen=True)
+class View:
+    """An edited photo and its truth.
+
+    picture: RGB [H, W, 3] uint8. levels: level index per attribute of `ATTRIBUTES`. damage: 0 (untouched) .. 1.
+    rating: pseudo rating on the 1..10 scale. edits: strongest first. shift: change of (warmth, tint) by the edits.
+    """
+
+    picture: npt.NDArray[np.uint8]
+    levels: tuple[int, ...]
+    damage: float
+    rating: float
+    edits: tuple[AppliedEdit, ...]
+    shift: tuple[float, float]
+
+
+def to_tensor(picture: npt.NDArray[np.uint8]) -> Tensor:
+    """RGB [H, W, 3] uint8 -> [3, H, W] float32 in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float() / 255
+
+
+def to_picture(rgb: Tensor) -> npt.NDArray[np.uint8]:
+    """[3, H, W] float in 0..1 -> RGB [H, W, 3] uint8, rounded."""
+    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def random_frame(rgb: Tensor, rng: np.random.Generator) -> Tensor:
+    """Another framing of the same photo: crop to 65-100% of each side, maybe mirror, scale to 240-432 pixels."""
+    height, width = rgb.shape[-2:]
+    crop_h, crop_w = (round(side * rng.uniform(0.65, 1.0)) for side in (height, width))
+    top, left = int(rng.integers(height - crop_h + 1)), int(rng.integers(width - crop_w + 1))
+    frame = rgb[:, top : top + crop_h, left : left + crop_w]
+    if rng.integers(2):
+        frame = frame.flip(-1)
+    longest = max(crop_h, crop_w)
+    target = min(longest, int(rng.integers(240, 433)))
+    if target < longest:
+        size = [max(32, round(side * target / longest)) for side in (crop_h, crop_w)]
+        frame = F.interpolate(frame[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+    return frame
+
+
+def plan_edits(rng: np.random.Generator, count: int) -> list[tuple[str, float]]:
+    """Pick `count` different edits with severities; both tilts are never combined."""
+    names = list(EDITS)
+    chosen: list[tuple[str, float]] = []
+    for index in rng.permutation(len(names)):
+        name = names[index]
+        if name.startswith("tilt") and any(other.startswith("tilt") for other, _ in chosen):
+            continue
+        if len(chosen) == count:
+            break
+        chosen.append((name, float(rng.uniform(0.02, 1.0))))
+    return chosen
+
+
+def damage_of(edits: list[tuple[str, float]]) -> float:
+    """Combined damage in 0..1: independent losses multiply."""
+    kept = 1.0
+    for name, severity in edits:
+        kept *= 1 - 0.92 * EDITS[name].weight * (0.25 + 0.75 * severity)
+    return 1 - kept
+
+
+def base_rating(before: dict[str, float], after: dict[str, float]) -> float:
+    """Rating of an unedited photo from measured attributes, 5.9 .. 8.1: no more than a mild, plausible preference."""
+    wish = (
+        0.5 * math.tanh((after["colourfulness"] - 0.14) / 0.07)
+        + 0.4 * math.tanh((after["contrast"] - 0.19) / 0.06)
+        - 0.4 * abs(math.tanh((after["brightness"] - 0.46) / 0.16))
+        + 0.3 * math.tanh((before["subject"] - 0.43) / 0.08)
+        - 0.2 * math.tanh((before["clutter"] - 0.27) / 0.12)
+    )
+    return 7.0 + 0.6 * wish
+
+
+def _fault_level(severity: float, mild: float) -> int:
+    """2 = absent, 1 = mild, 0 = strong."""
+    return 2 if severity == 0 else 1 if severity < mild else 0
+
+
+def make_view(frame: Tensor, edits: list[tuple[str, float]], rng: np.random.Generator) -> View:
+    """Apply edits to a frame (geometric ones first), measure the result, keep the truth."""
+    ordered = sorted(edits, key=lambda edit: not EDITS[edit[0]].geometric)
+    scene, rgb, applied = frame, frame, []
+    untouched = measure(frame, edited=True)
+    for name, severity in ordered:
+        before_light = float(to_linear(rgb).mean())
+        rgb = EDITS[name].apply(rgb, severity, rng).clamp(0, 1)
+        stops = math.log2((float(to_linear(rgb).mean()) + 1e-4) / (before_light + 1e-4))
+        applied.append(AppliedEdit(name, severity, stops))
+        if EDITS[name].geometric:
+            scene = rgb
+    picture = to_picture(rgb)
+    before, after = measure(scene, edited=False), measure(to_tensor(picture), edited=True)
+    severity_of = dict(edits)
+    damage = damage_of(edits)
+    found = {m.attribute: m.level((after if m.edited else before)[m.attribute]) for m in MEASURES}
+    found["sharpness"] = _fault_level(severity_of.get("blurred", 0.0), 0.3)
+    found["noise"] = _fault_level(severity_of.get("noisy", 0.0), 0.3)
+    found["compression"] = _fault_level(severity_of.get("compressed", 0.0), 0.4)
+    found["vignetting"] = _fault_level(severity_of.get("vignetted", 0.0), 0.4)
+    found["horizon"] = 1 - int("tilt left" in severity_of) + int("tilt right" in severity_of)
+    found["impression"] = 2 if damage < 0.2 else 1 if damage < 0.55 else 0
+    start = base_rating(before, untouched)
+    return View(
+        picture=picture,
+        levels=tuple(found[attribute.name] for attribute in ATTRIBUTES),
+        damage=damage,
+        rating=start - (start - SCORE_LOW - 0.4) * damage,
+        edits=tuple(sorted(applied, key=lambda e: -e.severity * EDITS[e.name].weight)),
+        shift=(after["warmth"] - untouched["warmth"], after["tint"] - untouched["tint"]),
+    )
+
+
+def make_pair(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[View, View]:
+    """Two views of one frame: one clean or mildly edited, the other with one to three edits more.
+
+    The first view's edits are repeated in the second, so the second is never the better picture.
+    """
+    frame = random_frame(to_tensor(picture), rng)
+    shared = plan_edits(rng, 1 if rng.uniform() < 0.25 else 0)
+    count = int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))
+    extra = [edit for edit in plan_edits(rng, count) if all(_kind(edit[0]) != _kind(s[0]) for s in shared)]
+    seed = int(rng.integers(2**31))
+    first = make_view(frame, shared, np.random.default_rng(seed))
+    second = make_view(frame, shared + extra, np.random.default_rng(seed))
+    return first, second
+
+
+def _kind(name: str) -> str:
+    """Edits of one kind undo or hide each other and are not combined across a pair."""
+    groups = {"tilt left": "tilt", "tilt right": "tilt", "underexposed": "light", "overexposed": "light"}
+    groups |= {"desaturated": "colour", "oversaturated": "colour", "flat": "veil", "hazy": "veil"}
+    groups |= {"blurred": "detail", "oversharpened": "detail"}
+    return groups.get(name, name)
