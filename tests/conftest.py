@@ -30,3 +30,8 @@ def example_photos() -> list[Path]:
     photos = sorted(EXAMPLES.glob("*.jpg"))
     assert len(photos) >= 8
     return photos
+
+
+@pytest.fixture(scope="session")
+def example_folder() -> Path:
+    return EXAMPLES

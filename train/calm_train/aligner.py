@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from calm_runtime.attributes import SCALES
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from calm_runtime.attributes import SCALES
 from calm_train.config import CalmConfig
 from calm_train.cues import CueSpace
 from calm_train.vision import HiddenStates, patch_grid, pool_patches

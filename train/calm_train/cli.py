@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 import msgspec
 import torch
+from PIL import Image
+
 from calm_runtime.bundle import ModelInfo
 from calm_runtime.errors import CalmError
 from calm_runtime.photo import PhotoSpec
 from calm_runtime.prompt import PROMPTS
-
 from calm_train.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from calm_train.data import PairCollator, PairDataset, PromptEncoder, find_photos, load_pictures
+from calm_train.evaluate import attribute_accuracy, held_out_views, open_scorer, pairwise_edits
 from calm_train.language import build_model, encode_cues, train_language, train_tokenizer
 from calm_train.recipe import Recipe, StageRecipe, load_recipe
 from calm_train.stages import PretrainStage, Stage, TuneStage
@@ -147,6 +151,28 @@ def tune(recipe: str, **options: object) -> None:
     """Stage 2: instruction tuning on scores, critiques, suggestions and questions with known answers."""
     settings = load_recipe(recipe)
     _run_stage(TuneStage, settings.tune, settings, **options)  # type: ignore[arg-type]
+
+
+@train.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--photos", type=click.Path(path_type=Path), required=True, help="Held-out photos, never trained on.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
+@SEED
+def evaluate(source: Path, photos: Path, as_json: bool, seed: int) -> None:
+    """Ranking against spoiled copies and attribute accuracy of a checkpoint or bundle SOURCE."""
+    scorer = open_scorer(source)
+    pictures = [Image.fromarray(p) for p in load_pictures(find_photos(photos))]
+    pairs = pairwise_edits(scorer, pictures)
+    attributes = attribute_accuracy(scorer, held_out_views(pictures, 6, seed))
+    if as_json:
+        named = {name: asdict(result) for name, result in attributes.items()}
+        click.echo(json.dumps({"photos": len(pictures), "pairwise": pairs, "attributes": named}))
+        return
+    for name, value in pairs.items():
+        click.echo(f"{name:22} {value:6.1%}")
+    click.echo(f"{'attribute':16} accuracy  majority  balanced")
+    for name, result in attributes.items():
+        click.echo(f"{name:16} {result.accuracy:8.1%} {result.majority:9.1%} {result.balanced:9.1%}")
 
 
 def main() -> None:

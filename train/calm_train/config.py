@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PretrainedConfig
 
 from calm_runtime.score import SCORE_LEVELS
-from transformers import AutoConfig, PretrainedConfig
 
 
 class CalmConfig(PretrainedConfig):
@@ -25,7 +26,7 @@ class CalmConfig(PretrainedConfig):
     """
 
     model_type = "calm"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
     def __init__(
         self,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from calm_runtime.attributes import ATTRIBUTES, LEVELS_PER_ATTRIBUTE, SCALES
 from torch import Tensor, nn
 
+from calm_runtime.attributes import ATTRIBUTES, LEVELS_PER_ATTRIBUTE, SCALES
 from calm_train.config import CalmConfig
 
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound on the temperature
@@ -53,9 +53,7 @@ class CueSpace(nn.Module):
         """Scaled cosine of each photo with each cue phrase of each attribute, [B, A, L, K]."""
         photo = self.photo_embeds(query_states)
         text = self.text_embeds()
-        rows = [
-            torch.einsum("bp,lkp->blk", photo[attribute.scale], text[i]) for i, attribute in enumerate(ATTRIBUTES)
-        ]
+        rows = [torch.einsum("bp,lkp->blk", photo[attribute.scale], text[i]) for i, attribute in enumerate(ATTRIBUTES)]
         return self.scale_factor() * torch.stack(rows, dim=1)
 
     def forward(self, query_states: dict[str, Tensor]) -> Tensor:

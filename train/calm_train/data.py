@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from calm_runtime.attributes import SCALES
-from calm_runtime.errors import DataError, PhotoError
-from calm_runtime.photo import PHOTO_SUFFIXES, PhotoSpec, load_photo, to_pixel_values
-from calm_runtime.prompt import Prompt, split_prompt
-from calm_runtime.score import SCORE_TOKENS
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from calm_runtime.attributes import SCALES
+from calm_runtime.errors import DataError, PhotoError
+from calm_runtime.photo import PHOTO_SUFFIXES, PhotoSpec, load_photo, to_pixel_values
+from calm_runtime.prompt import Prompt, split_prompt
+from calm_runtime.score import SCORE_TOKENS
 from calm_train.pretext.texts import comment_text, cue_text, question_and_answer, suggestion_text
 from calm_train.pretext.view import DIFFERENT, View, make_pair
 

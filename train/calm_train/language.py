@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from calm_runtime.attributes import ATTRIBUTES, LEVELS_PER_ATTRIBUTE, SCALES
-from calm_runtime.prompt import PROMPTS, split_prompt
-from calm_runtime.score import SCORE_TOKENS
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import get_cosine_schedule_with_warmup
 
+from calm_runtime.attributes import ATTRIBUTES, LEVELS_PER_ATTRIBUTE, SCALES
+from calm_runtime.prompt import PROMPTS, split_prompt
+from calm_runtime.score import SCORE_TOKENS
 from calm_train.config import CalmConfig
 from calm_train.data import PromptEncoder, pad_right
 from calm_train.model import CalmForConditionalGeneration

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from calm_runtime.score import SCORE_HIGH, SCORE_LEVELS, SCORE_LOW
 from torch import Tensor, nn
+
+from calm_runtime.score import SCORE_HIGH, SCORE_LEVELS, SCORE_LOW
 
 
 class ContrastiveObjective(nn.Module):
@@ -18,7 +19,7 @@ class ContrastiveObjective(nn.Module):
     def forward(self, phrase_logits: Tensor, levels: Tensor) -> Tensor:
         """phrase_logits [B, A, L, K] scaled cosines, levels [B, A] int64 -> scalar."""
         logits = phrase_logits.float()
-        batch, attributes, count, phrases = logits.shape
+        count, phrases = logits.shape[2:]
         positive = F.one_hot(levels, count).bool()[..., None].expand(-1, -1, -1, phrases)  # [B, A, L, K]
         masked = logits.masked_fill(~positive, float("-inf"))
         to_text = logits.flatten(2).logsumexp(-1) - masked.flatten(2).logsumexp(-1)  # [B, A]

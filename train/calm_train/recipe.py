@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import yaml
+
 from calm_runtime.errors import DataError
 
 

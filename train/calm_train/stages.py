@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from calm_runtime.attributes import ATTRIBUTE_NAMES, ATTRIBUTES, SCALES
 from torch import Tensor, nn
 
+from calm_runtime.attributes import ATTRIBUTE_NAMES, ATTRIBUTES, SCALES
 from calm_train.aligner import Aligned
 from calm_train.model import CalmForConditionalGeneration
 from calm_train.objectives import (

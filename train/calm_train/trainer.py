@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calm_runtime.errors import DataError
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from calm_runtime.errors import DataError
 from calm_train.recipe import StageRecipe
 from calm_train.stages import Stage
 

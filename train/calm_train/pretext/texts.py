@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from calm_runtime.attributes import ATTRIBUTES, Attribute, Scale, attributes_of
 
+from calm_runtime.attributes import ATTRIBUTES, Attribute, Scale, attributes_of
 from calm_train.pretext.view import AppliedEdit, View
 
 AMOUNTS = ("slightly", "clearly", "strongly")

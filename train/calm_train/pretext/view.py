@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from calm_runtime.attributes import ATTRIBUTES
-from calm_runtime.score import SCORE_LOW
 from torch import Tensor
 
+from calm_runtime.attributes import ATTRIBUTES
+from calm_runtime.score import SCORE_LOW
 from calm_train.pretext.edits import EDITS, to_linear
 from calm_train.pretext.measures import MEASURES, measure
 

@@ -1,0 +1,43 @@
+PYTHON ?= python3
+TORCH  := torch==2.13.0
+
+.PHONY: demo test lint bench clean
+
+demo: .venv-demo/installed
+	.venv-demo/bin/calm score examples/
+
+# The runtime alone: no PyTorch.
+.venv-demo/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install -q -e '.[cpu]'
+	touch $@
+
+# Training, export and TensorRT-RTX. PyTorch first and pinned: unpinned it pulls gigabytes of CUDA packages.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q $(TORCH)
+	.venv/bin/pip install -q -e '.[cpu,train,export,tensorrt-rtx,dev]'
+	touch $@
+
+# The development Triton server needs NumPy 1, so it has an environment of its own.
+.venv-triton/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/pip install -q -e '.[triton-server,dev]'
+	touch $@
+
+TRITON_TESTS := tests/test_triton.py tests/test_triton_config.py
+
+test: .venv/installed .venv-triton/installed
+	.venv/bin/python -m pytest $(addprefix --ignore=,$(TRITON_TESTS))
+	.venv-triton/bin/python -m pytest $(TRITON_TESTS)
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	MYPYPATH=runtime:train:export .venv/bin/mypy runtime/calm_runtime export/calm_export
+
+bench: .venv/installed
+	.venv/bin/python benchmarks/nano_quality.py
+
+clean:
+	rm -rf .venv .venv-demo .venv-triton build dist

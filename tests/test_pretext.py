@@ -1,0 +1,101 @@
+"""The truth taught to the model is true: measures follow the edits, labels follow the strength."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from calm_runtime.attributes import ATTRIBUTE_NAMES, ATTRIBUTES
+from calm_train.pretext.edits import EDITS, expose, rotate
+from calm_train.pretext.measures import brightness, colourfulness, contrast, tint, warmth
+from calm_train.pretext.texts import NOTHING_TO_DO, comment_text, suggestion_text
+from calm_train.pretext.view import make_pair, make_view, to_picture, to_tensor
+
+PHOTOS = ("astronaut", "cat", "coffee", "rocket")
+
+
+@pytest.fixture(scope="module", params=PHOTOS)
+def rgb(request, example_folder):
+    with Image.open(example_folder / f"{request.param}.jpg") as photo:
+        photo.thumbnail((320, 320))
+        return to_tensor(np.asarray(photo.convert("RGB")))
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_measures_move_the_right_way(rgb, seed):
+    def edited(name):
+        return EDITS[name].apply(rgb, 0.8, rng(seed)).clamp(0, 1)
+
+    assert brightness(edited("underexposed")) < brightness(rgb) < brightness(edited("overexposed"))
+    assert contrast(edited("flat")) < contrast(rgb)
+    assert colourfulness(edited("desaturated")) < colourfulness(rgb) < colourfulness(edited("oversaturated"))
+
+
+def test_colour_measures_know_their_direction(rgb):
+    warmer = (rgb * torch.tensor([1.2, 1.0, 0.8])[:, None, None]).clamp(0, 1)
+    magenta = (rgb * torch.tensor([1.1, 0.8, 1.1])[:, None, None]).clamp(0, 1)
+    assert warmth(warmer) > warmth(rgb)
+    assert tint(magenta) > tint(rgb)
+
+
+@pytest.mark.parametrize("name", list(EDITS))
+def test_every_edit_grows_with_its_severity_and_is_seeded(rgb, name):
+    edit = EDITS[name]
+    mild, strong = (
+        np.mean([float((edit.apply(rgb, s, rng(k)).clamp(0, 1) - rgb).abs().mean()) for k in range(6)])
+        for s in (0.1, 1.0)
+    )
+    assert strong > mild > 0
+    assert torch.equal(edit.apply(rgb, 0.5, rng(3)), edit.apply(rgb, 0.5, rng(3)))
+
+
+def test_exposure_is_exact_in_linear_light():
+    grey = torch.full((3, 8, 8), 0.25)
+    assert torch.allclose(expose(expose(grey, 1.0), -1.0), grey, atol=1e-5)
+
+
+def test_positive_rotation_is_counter_clockwise():
+    picture = torch.zeros(3, 101, 101)
+    picture[:, 50, 60:95] = 1  # a line from the centre to the right
+    turned = rotate(picture, 45, "black")
+    assert turned[0, 20:45, 56:85].sum() > 10 * turned[0, 56:85, 56:85].sum()
+
+
+def test_levels_follow_known_edits(rgb):
+    def level(edits, attribute):
+        view = make_view(rgb, edits, rng())
+        index = ATTRIBUTE_NAMES.index(attribute)
+        return ATTRIBUTES[index].levels[view.levels[index]].name
+
+    assert level([], "horizon") == "level"
+    assert level([("tilt left", 0.5)], "horizon") == "tilted left"
+    assert level([("blurred", 0.9)], "sharpness") == "blurred"
+    assert level([("noisy", 0.1)], "noise") == "grainy"
+    assert level([], "impression") == "good"
+    assert level([("blurred", 1.0), ("noisy", 1.0)], "impression") == "poor"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_second_view_of_a_pair_is_never_rated_higher(rgb, seed):
+    first, second = make_pair(to_picture(rgb), rng(seed))
+    assert second.damage >= first.damage
+    assert 1 <= second.rating <= 10
+
+
+def test_suggestions_invert_the_edit_and_comments_name_it(rgb):
+    view = make_view(rgb, [("tilt left", 0.5), ("underexposed", 0.9)], rng())
+    text = suggestion_text(view)
+    assert "Rotate the picture clockwise" in text
+    assert "Raise the exposure" in text
+    assert suggestion_text(make_view(rgb, [], rng())) == NOTHING_TO_DO
+    assert comment_text(view.levels, rng()).count(".") >= 4
+
+
+def test_every_attribute_has_three_levels_with_four_phrases():
+    for attribute in ATTRIBUTES:
+        assert len(attribute.levels) == 3
+        assert all(len(set(level.phrases)) >= 4 for level in attribute.levels)
