@@ -13,10 +13,10 @@ from pathlib import Path
 
 import click
 import torch
-from calm_runtime import Calm
-from calm_runtime.bundle import DEFAULT_BUNDLE
 from PIL import Image
 
+from calm_runtime import Calm
+from calm_runtime.bundle import DEFAULT_BUNDLE
 from calm_train.checkpoint import load_checkpoint
 from calm_train.data import find_photos, load_pictures
 from calm_train.evaluate import Scorer, attribute_accuracy, bundle_scorer, held_out_views, pairwise_edits, torch_scorer

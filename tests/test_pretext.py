@@ -8,6 +8,7 @@ from PIL import Image
 from calm_runtime.attributes import ATTRIBUTE_NAMES, ATTRIBUTES
 from calm_train.pretext.edits import EDITS, expose, rotate
 from calm_train.pretext.measures import brightness, colourfulness, contrast, tint, warmth
+from calm_train.pretext.patches import STATISTICS, patch_statistics
 from calm_train.pretext.texts import NOTHING_TO_DO, comment_text, suggestion_text
 from calm_train.pretext.view import make_pair, make_view, to_picture, to_tensor
 
@@ -99,3 +100,17 @@ def test_every_attribute_has_three_levels_with_four_phrases():
     for attribute in ATTRIBUTES:
         assert len(attribute.levels) == 3
         assert all(len(set(level.phrases)) >= 4 for level in attribute.levels)
+
+
+def test_patch_statistics_know_direction_detail_and_colour():
+    size, patch = 64, 16
+    rows = torch.sin(torch.arange(size) * 1.5)
+    pixels = torch.zeros(2, 3, size, size)
+    pixels[0] = rows[None, :, None]  # horizontal stripes
+    pixels[1] = rows[None, None, :]  # vertical stripes
+    statistics = patch_statistics(pixels, patch)
+    assert statistics.shape == (2, 16, STATISTICS)
+    bands = statistics[..., :24].reshape(2, 16, 4, 6).mean(1)  # [picture, radius, orientation]
+    horizontal, vertical = bands[0].sum(0), bands[1].sum(0)
+    assert horizontal.argmax() != vertical.argmax()
+    assert torch.isfinite(patch_statistics(torch.zeros(1, 3, size, size), patch)).all()

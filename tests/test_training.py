@@ -42,7 +42,11 @@ TINY = {
         "taps": [1, 2, 3],
     },
     "language": {"steps": 12, "batch_size": 8, "learning_rate": 3e-3, "sentences": 2000},
-    "pretrain": {**STAGE, "steps": 8, "weights": {"contrastive": 1, "matching": 1, "generation": 1, "ranking": 1}},
+    "pretrain": {
+        **STAGE,
+        "steps": 8,
+        "weights": {"contrastive": 1, "matching": 1, "generation": 1, "ranking": 1, "patches": 1},
+    },
     "tune": {**STAGE, "frozen": [], "steps": 4, "weights": {"contrastive": 1, "score": 1, "generation": 1}},
 }
 

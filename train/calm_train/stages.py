@@ -16,7 +16,9 @@ from calm_train.objectives import (
     ScoreObjective,
     expected_score,
 )
+from calm_train.pretext.patches import STATISTICS, patch_statistics
 from calm_train.recipe import LossWeights
+from calm_train.vision import patch_grid
 
 IMPRESSION = ATTRIBUTE_NAMES.index("impression")
 Batch = dict[str, Tensor]
@@ -58,21 +60,33 @@ class Stage(nn.Module):
 
 
 class PretrainStage(Stage):
-    """Stage 1, text-guided self-supervision: contrast, matching, ranking, and generation through the frozen LLM."""
+    """Stage 1, text-guided self-supervision: contrast, matching, ranking, patch statistics,
+    and generation through the frozen LLM."""
 
     def __init__(self, model: CalmForConditionalGeneration, weights: LossWeights, frozen: tuple[str, ...]) -> None:
         super().__init__(model, weights, frozen)
         self.ranking = RankingObjective(temperature=1.0)
+        width = model.config.vision_config.hidden_size
+        self.patch_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, STATISTICS))
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Batch of `PairCollator` -> losses by name, `loss` the weighted sum."""
-        aligned = self.model.look(batch["pixel_values"])
+        hidden = self.model.vision_encoder(batch["pixel_values"])
+        aligned = self.model.aligner(hidden)
         losses, logits = self.cue_losses(aligned, batch["levels"])
         impression = logits[:, IMPRESSION].mean(-1).float()  # [2P, L]
         quality = impression.log_softmax(-1)[:, 2] - impression.log_softmax(-1)[:, 0]
         losses["ranking"] = self.ranking(quality[0::2], quality[1::2], batch["different"])
         losses["generation"] = self.cue_generation(aligned, batch)
+        losses["patches"] = self.patch_loss(hidden.low, batch["pixel_values"])
         return {"loss": self.total(losses), **losses}
+
+    def patch_loss(self, hidden_state: Tensor, pixel_values: Tensor) -> Tensor:
+        """Each token of the shallow tap tells the statistics of its patch (mean squared error)."""
+        config = self.model.config
+        patches = patch_grid(hidden_state, config.patches_per_side).flatten(1, 2)  # [B, N, C]
+        target = patch_statistics(pixel_values, config.vision_config.patch_size)
+        return nn.functional.mse_loss(self.patch_head(patches).float(), target)
 
     def cue_generation(self, aligned: Aligned, batch: Batch) -> Tensor:
         """Write each scale's cue from that scale's tokens alone."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
@@ -17,6 +18,8 @@ from calm_train.recipe import StageRecipe
 from calm_train.stages import Stage
 
 logger = logging.getLogger(__name__)
+
+STAGE_STATE = "stage.safetensors"
 
 
 class StageTrainer(Trainer):
@@ -45,12 +48,20 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        self.accelerator.unwrap_model(self.model).model.save_pretrained(folder)
+        stage = self.accelerator.unwrap_model(self.model)
+        stage.model.save_pretrained(folder)
+        save_file(_own_state(stage), folder / STAGE_STATE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         stage = model or self.model
         stored = type(stage.model).from_pretrained(resume_from_checkpoint, dtype="float32")
         stage.model.load_state_dict(stored.state_dict())
+        stage.load_state_dict(load_file(Path(resume_from_checkpoint) / STAGE_STATE), strict=False)
+
+
+def _own_state(stage: Stage) -> dict[str, torch.Tensor]:
+    """What a stage learns beside the model: heads that exist for training only."""
+    return {name: value for name, value in stage.state_dict().items() if not name.startswith("model.")}
 
 
 def train_stage(

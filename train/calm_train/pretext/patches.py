@@ -1,0 +1,59 @@
+"""Dense self-supervision: what every patch of a photo holds, computed from its own pixels.
+
+A vision encoder trained from scratch must learn to see detail, noise and edge direction before it can name them. The
+statistics of each patch are a target for every token, where an attribute level is one target per photo.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+RADIAL, ORIENTATIONS = 4, 6
+STATISTICS = RADIAL * ORIENTATIONS + 3 + 2 + 2
+
+
+@cache
+def _bands(patch: int) -> Tensor:
+    """Membership of each frequency of a patch's half spectrum in (radius, orientation) bands, [bands, p*(p/2+1)]."""
+    fy = torch.fft.fftfreq(patch)[:, None].expand(patch, patch // 2 + 1)
+    fx = torch.fft.rfftfreq(patch)[None].expand(patch, patch // 2 + 1)
+    radius = (fx**2 + fy**2).sqrt()
+    edges = torch.tensor([0.5 / patch, 0.12, 0.22, 0.34, 1.0])
+    ring = torch.bucketize(radius, edges) - 1
+    sector = ((torch.atan2(fy, fx) / math.pi + 0.5) * ORIENTATIONS + 0.5).long() % ORIENTATIONS
+    index = torch.where((ring >= 0) & (ring < RADIAL), ring * ORIENTATIONS + sector, -1)
+    masks = torch.stack([(index == k).flatten().float() for k in range(RADIAL * ORIENTATIONS)])
+    return masks / masks.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def patch_statistics(pixel_values: Tensor, patch: int) -> Tensor:
+    """pixel_values [B, 3, S, S] -> [B, (S/patch)^2, STATISTICS], each statistic standardised over the batch.
+
+    Log power of luma in 4 radial x 6 orientation bands, mean colour (3), log spread of two opponent colours (2), and
+    the extremes of luma (2).
+    """
+    batch, channels, size, _ = pixel_values.shape
+    side = size // patch
+    cells = pixel_values.float().reshape(batch, channels, side, patch, side, patch)
+    cells = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, side * side, channels, patch, patch)
+    red, green, blue = cells.unbind(2)
+    gray = 0.299 * red + 0.587 * green + 0.114 * blue  # [B, N, p, p]
+    window = torch.hann_window(patch, periodic=False, device=gray.device)
+    spectrum = torch.fft.rfft2((gray - gray.mean((-2, -1), keepdim=True)) * window * window[:, None])
+    power = spectrum.abs().square().flatten(-2) @ _bands(patch).to(gray.device).T  # [B, N, bands]
+    opponent = torch.stack([red - green, 0.5 * (red + green) - blue], dim=2)
+    statistics = torch.cat(
+        [
+            (power + 1e-2).log(),
+            cells.mean((-2, -1)),
+            (opponent.var((-2, -1)) + 1e-3).log(),
+            torch.stack([gray.amax((-2, -1)), gray.amin((-2, -1))], dim=-1),
+        ],
+        dim=-1,
+    )
+    mean, std = statistics.mean((0, 1)), statistics.std((0, 1))
+    return (statistics - mean) / (std + 1e-2)
