@@ -61,5 +61,3 @@ def split_prompt(prompt: Prompt, encoder: TextEncoder, question: str | None = No
                 raise UsageError("this task needs a question; give one as text")
             target.extend(encoder.encode(" ".join(question.split())))
     return before, after
-
-
