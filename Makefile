@@ -6,10 +6,10 @@ TORCH  := torch==2.13.0
 demo: .venv-demo/installed
 	.venv-demo/bin/calm score examples/
 
-# The runtime alone: no PyTorch.
+# The runtime alone: no PyTorch, and neither pip nor byte code that is never run.
 .venv-demo/installed: pyproject.toml
-	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/pip install -q -e '.[cpu]'
+	$(PYTHON) -m venv --without-pip .venv-demo
+	$(PYTHON) -m pip --python .venv-demo/bin/python install -q --no-compile -e '.[cpu]'
 	touch $@
 
 # Training, export and TensorRT-RTX. PyTorch first and pinned: unpinned it pulls gigabytes of CUDA packages.
