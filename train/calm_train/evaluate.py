@@ -113,7 +113,8 @@ def bundle_scorer(calm: Calm) -> Scorer:
     def score(pictures: Sequence[Picture]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         scores = []
         for start in range(0, len(pictures), 8):
-            scores += calm.score_pixels(np.stack([to_pixel_values(p, spec) for p in pictures[start : start + 8]]))
+            batch = np.stack([to_pixel_values(p, spec) for p in pictures[start : start + 8]])
+            scores += calm.score_pixels(batch, [{} for _ in batch])
         attributes = [[list(r.probabilities.values()) for r in s.attributes.values()] for s in scores]
         return np.array([s.mean for s in scores]), np.array(attributes)
 
