@@ -213,7 +213,7 @@ def test_ctrl_c_and_a_closed_pipe_end_cleanly(nano_bundle: Path, example_photos:
         else:
             process.stdout.close()
         start = time.monotonic()
-        code = process.wait(timeout=30)
+        code = process.wait(timeout=120)
         message = process.stderr.read().decode()
         assert code == (130 if end == "interrupt" else 1)
         assert message.strip() == ("Stopped." if end == "interrupt" else "")
