@@ -71,7 +71,7 @@ def language(recipe: str, output: Path, seed: int) -> None:
     """Tokenizer and LLM from scratch, before any photo (skipped with a pretrained LLM)."""
     settings = load_recipe(recipe)
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(settings.model.vocabulary, settings.language.sentences // 10, seed)
+    tokenizer = train_tokenizer(settings.model.vocabulary, settings.language.sentences, seed)
     model = build_model(settings, tokenizer)
     loss = train_language(model, tokenizer, settings, seed)
     encode_cues(model, tokenizer)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calm_runtime.score import SCORE_HIGH, SCORE_LEVELS, SCORE_LOW
+from calm_runtime.score import SCORE_HIGH, SCORE_LOW
 
 
 class ContrastiveObjective(nn.Module):
@@ -67,12 +67,10 @@ class ScoreObjective(nn.Module):
     def __init__(self, spread: float) -> None:
         super().__init__()
         self.spread = spread
-        self.register_buffer("ratings", torch.arange(SCORE_LOW, SCORE_HIGH + 1).float())
 
     def target(self, ratings: Tensor) -> Tensor:
         """Mean ratings [B] -> histograms [B, 10]: a Gaussian of standard deviation `spread`."""
-        scale = torch.arange(SCORE_LOW, SCORE_HIGH + 1, device=ratings.device).float()
-        return (-((scale - ratings[:, None]) ** 2) / (2 * self.spread**2)).softmax(dim=-1)
+        return (-((_scale(ratings) - ratings[:, None]) ** 2) / (2 * self.spread**2)).softmax(dim=-1)
 
     def forward(self, score_logits: Tensor, histogram: Tensor) -> Tensor:
         """score_logits [B, 10], histogram [B, 10] -> scalar."""
@@ -85,5 +83,9 @@ class ScoreObjective(nn.Module):
 
 def expected_score(score_logits: Tensor) -> Tensor:
     """Expectation of the softmax over the score tokens, [B, 10] -> [B] on the 1..10 scale."""
-    ratings = torch.arange(SCORE_LOW, SCORE_LOW + SCORE_LEVELS, device=score_logits.device).float()
-    return score_logits.float().softmax(-1) @ ratings
+    return score_logits.float().softmax(-1) @ _scale(score_logits)
+
+
+def _scale(like: Tensor) -> Tensor:
+    """The ratings of the scale, [10] float32, on the device of `like`."""
+    return torch.arange(SCORE_LOW, SCORE_HIGH + 1, device=like.device).float()
