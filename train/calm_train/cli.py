@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -118,6 +119,9 @@ def _run_stage(
     data_seed = 2 * seed + int(kind is TuneStage)
     dataset = PairDataset(pictures, info.photo, settings.steps * settings.pairs, data_seed)
     collator = PairCollator(PromptEncoder(tokenizer), info.prompts, settings.text_every)
+    if not torch.cuda.is_available():
+        for part in (model.vision_encoder.model, model.llm):
+            part.set_attn_implementation("eager")  # fused attention's backward is the slower one on a CPU
     stage = kind(model, settings.weights, settings.frozen)
     started = time.monotonic()
     loss = train_stage(
@@ -131,6 +135,8 @@ def _run_stage(
         resume=resume,
         workers=workers,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     save_checkpoint(output, model, tokenizer, _info(recipe, len(pictures)))

@@ -19,6 +19,7 @@ from calm_runtime.errors import DataError, PhotoError
 from calm_runtime.photo import PHOTO_SUFFIXES, PhotoSpec, load_photo, to_pixel_values
 from calm_runtime.prompt import Prompt, split_prompt
 from calm_runtime.score import SCORE_TOKENS
+from calm_train.pretext.edits import EDITS
 from calm_train.pretext.texts import comment_text, cue_text, question_and_answer, suggestion_text
 from calm_train.pretext.view import DIFFERENT, View, make_pair
 
@@ -80,8 +81,8 @@ def load_pictures(paths: Sequence[Path]) -> list[np.ndarray]:
 class PairDataset(Dataset[dict[str, Any]]):
     """Item i is a pair of views, drawn from (seed, i) alone: the same item whatever worker or restart makes it.
 
-    An item: pixel_values [2, 3, S, S], levels [2, A], ratings [2], different (bool: the first must rank higher), and
-    texts for the generation objectives.
+    An item: pixel_values [2, 3, S, S], levels [2, A], ratings [2], severities [2, E], different (bool: the first must
+    rank higher), and texts for the generation objectives.
     """
 
     def __init__(self, pictures: Sequence[np.ndarray], spec: PhotoSpec, length: int, seed: int) -> None:
@@ -102,12 +103,19 @@ class PairDataset(Dataset[dict[str, Any]]):
             "pixel_values": torch.stack([self._pixels(view) for view in views]),
             "levels": torch.tensor([view.levels for view in views]),
             "ratings": torch.tensor([view.rating for view in views]),
+            "severities": torch.stack([_severities(view) for view in views]),
             "different": views[1].damage - views[0].damage > DIFFERENT,
             "texts": [_texts(view, rng) for view in views],
         }
 
     def _pixels(self, view: View) -> Tensor:
         return torch.from_numpy(to_pixel_values(Image.fromarray(view.picture), self.spec))
+
+
+def _severities(view: View) -> Tensor:
+    """Severity of each edit of `EDITS`, 0 where it was not made: [E]."""
+    made = {edit.name: edit.severity for edit in view.edits}
+    return torch.tensor([made.get(name, 0.0) for name in EDITS])
 
 
 def _texts(view: View, rng: np.random.Generator) -> dict[str, Any]:
@@ -156,6 +164,7 @@ class PairCollator:
             "pixel_values": torch.cat([item["pixel_values"] for item in items]),
             "levels": torch.cat([item["levels"] for item in items]),
             "ratings": torch.cat([item["ratings"] for item in items]),
+            "severities": torch.cat([item["severities"] for item in items]),
             "different": torch.tensor([item["different"] for item in items]),
             "before": torch.tensor(self.score_ids[0]),
             "score_after": torch.tensor(self.score_ids[1]),

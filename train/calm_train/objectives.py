@@ -20,13 +20,15 @@ class ContrastiveObjective(nn.Module):
         """phrase_logits [B, A, L, K] scaled cosines, levels [B, A] int64 -> scalar."""
         logits = phrase_logits.float()
         count, phrases = logits.shape[2:]
+        shown = F.one_hot(levels, count).sum(0)  # [A, L]
+        weight = (1 + shown).rsqrt().expand(len(levels), -1, -1).gather(-1, levels[..., None]).squeeze(-1)  # [B, A]
         positive = F.one_hot(levels, count).bool()[..., None].expand(-1, -1, -1, phrases)  # [B, A, L, K]
         masked = logits.masked_fill(~positive, float("-inf"))
         to_text = logits.flatten(2).logsumexp(-1) - masked.flatten(2).logsumexp(-1)  # [B, A]
         present = positive.any(dim=0)  # [A, L, K]: cues some photo of the batch shows
         over_photos = logits.logsumexp(0) - masked.logsumexp(0)  # [A, L, K]
         to_photo = over_photos[present].mean()
-        return to_text.mean() + 0.5 * to_photo
+        return (to_text * weight).sum() / weight.sum() + 0.5 * to_photo
 
 
 class MatchingObjective(nn.Module):

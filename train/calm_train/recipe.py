@@ -25,6 +25,7 @@ class LossWeights(_Strict):
     ranking: float = 0.0
     score: float = 0.0
     patches: float = 0.0
+    edits: float = 0.0
 
     def of(self, name: str) -> float:
         """Weight of a loss named `kind` or `kind_scale`."""

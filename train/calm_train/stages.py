@@ -16,9 +16,10 @@ from calm_train.objectives import (
     ScoreObjective,
     expected_score,
 )
+from calm_train.pretext.edits import EDITS
 from calm_train.pretext.patches import STATISTICS, patch_statistics
 from calm_train.recipe import LossWeights
-from calm_train.vision import patch_grid
+from calm_train.vision import HiddenStates, patch_grid
 
 IMPRESSION = ATTRIBUTE_NAMES.index("impression")
 Batch = dict[str, Tensor]
@@ -36,6 +37,41 @@ class Stage(nn.Module):
         self.contrastive = ContrastiveObjective()
         self.matching = MatchingObjective()
         self.generation = GenerationObjective()
+        width = model.config.vision_config.hidden_size
+        self.patch_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, STATISTICS))
+        self.edit_heads = nn.ModuleDict(
+            {scale: nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, len(EDITS))) for scale in SCALES}
+        )
+
+    def dense_losses(self, hidden: HiddenStates, batch: Batch) -> dict[str, Tensor]:
+        """What trains the encoder directly: patch statistics at the shallow tap, applied edits at every tap."""
+        losses = {}
+        if self.weights.patches:
+            losses["patches"] = self.patch_loss(hidden.low, batch["pixel_values"])
+        if self.weights.edits:
+            losses["edits"] = self.edit_loss(hidden, batch["severities"])
+        return losses
+
+    def patch_loss(self, hidden_state: Tensor, pixel_values: Tensor) -> Tensor:
+        """Each token of the shallow tap tells the statistics of its patch (mean squared error)."""
+        config = self.model.config
+        patches = patch_grid(hidden_state, config.patches_per_side).flatten(1, 2)  # [B, N, C]
+        target = patch_statistics(pixel_values, config.vision_config.patch_size)
+        return nn.functional.mse_loss(self.patch_head(patches).float(), target)
+
+    def edit_loss(self, hidden: HiddenStates, severities: Tensor) -> Tensor:
+        """Mean and spread of each tap's patches tell which edits were made, and how strongly [B, E].
+
+        An edit that was made counts from 0.4 up, so that a mild one still differs from none.
+        """
+        target = torch.where(severities > 0, 0.4 + 0.6 * severities, 0.0)
+        losses = []
+        for scale in SCALES:
+            patches = patch_grid(getattr(hidden, scale), self.model.config.patches_per_side).flatten(1, 2).float()
+            pooled = torch.cat([patches.mean(1), patches.std(1)], dim=-1)  # [B, 2C]
+            logits = self.edit_heads[scale](pooled).float()
+            losses.append(nn.functional.binary_cross_entropy_with_logits(logits, target))
+        return torch.stack(losses).mean()
 
     def cue_losses(self, aligned: Aligned, levels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Contrast and matching per scale, and the phrase logits [B, A, L, K] they were read from."""
@@ -60,14 +96,12 @@ class Stage(nn.Module):
 
 
 class PretrainStage(Stage):
-    """Stage 1, text-guided self-supervision: contrast, matching, ranking, patch statistics,
+    """Stage 1, text-guided self-supervision: contrast, matching, ranking, the dense losses,
     and generation through the frozen LLM."""
 
     def __init__(self, model: CalmForConditionalGeneration, weights: LossWeights, frozen: tuple[str, ...]) -> None:
         super().__init__(model, weights, frozen)
         self.ranking = RankingObjective(temperature=1.0)
-        width = model.config.vision_config.hidden_size
-        self.patch_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, STATISTICS))
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Batch of `PairCollator` -> losses by name, `loss` the weighted sum."""
@@ -78,15 +112,8 @@ class PretrainStage(Stage):
         quality = impression.log_softmax(-1)[:, 2] - impression.log_softmax(-1)[:, 0]
         losses["ranking"] = self.ranking(quality[0::2], quality[1::2], batch["different"])
         losses["generation"] = self.cue_generation(aligned, batch)
-        losses["patches"] = self.patch_loss(hidden.low, batch["pixel_values"])
+        losses |= self.dense_losses(hidden, batch)
         return {"loss": self.total(losses), **losses}
-
-    def patch_loss(self, hidden_state: Tensor, pixel_values: Tensor) -> Tensor:
-        """Each token of the shallow tap tells the statistics of its patch (mean squared error)."""
-        config = self.model.config
-        patches = patch_grid(hidden_state, config.patches_per_side).flatten(1, 2)  # [B, N, C]
-        target = patch_statistics(pixel_values, config.vision_config.patch_size)
-        return nn.functional.mse_loss(self.patch_head(patches).float(), target)
 
     def cue_generation(self, aligned: Aligned, batch: Batch) -> Tensor:
         """Write each scale's cue from that scale's tokens alone."""
@@ -109,7 +136,8 @@ class TuneStage(Stage):
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Batch of `PairCollator` -> losses by name, `loss` the weighted sum."""
-        aligned = self.model.look(batch["pixel_values"])
+        hidden = self.model.vision_encoder(batch["pixel_values"])
+        aligned = self.model.aligner(hidden)
         losses, _ = self.cue_losses(aligned, batch["levels"])
         views = batch["pixel_values"].shape[0]
         after = batch["score_after"].expand(views, -1)
@@ -121,4 +149,5 @@ class TuneStage(Stage):
         embeds = aligned.image_embeds[batch["text_rows"]]
         logits = self.answer_logits(embeds, batch["before"], batch["text_ids"])
         losses["generation"] = self.generation(logits[:, :-1], batch["text_labels"])
+        losses |= self.dense_losses(hidden, batch)
         return {"loss": self.total(losses), **losses}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,13 @@ def train_stage(
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     if resume and last is None:
         raise DataError(f"{output}: nothing to resume there; run without --resume")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate
+    if settings.pairs % processes:
+        raise DataError(f"{settings.pairs} pairs per step cannot be shared among {processes} processes")
     arguments = TrainingArguments(
         output_dir=str(output),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.pairs,
+        per_device_train_batch_size=settings.pairs // processes,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=min(settings.warmup_steps, settings.steps // 5),
@@ -105,6 +109,8 @@ def train_stage(
         train_sampling_strategy="sequential",
         report_to=[],
         adam_beta2=0.98,
+        ddp_backend=None if torch.cuda.is_available() or processes == 1 else "gloo",
+        ddp_find_unused_parameters=processes > 1,
     )
     trainer = StageTrainer(model=stage, args=arguments, train_dataset=dataset, data_collator=collator)
     trainer.train(resume_from_checkpoint=last if resume else None)

@@ -27,12 +27,14 @@ class Edit:
     """One way to spoil a photo.
 
     weight: how much of the score a full-strength edit takes (0..1).
+    share: how often it is drawn, relative to the others; what is hard to see is shown more.
     geometric: changes the scene's geometry, hence applied before anything is measured.
     apply(rgb, severity, rng) -> rgb.
     """
 
     name: str
     weight: float
+    share: float
     geometric: bool
     apply: Apply
 
@@ -109,6 +111,8 @@ def oversaturate(rgb: Tensor, severity: float, rng: np.random.Generator) -> Tens
 def colour_cast(rgb: Tensor, severity: float, rng: np.random.Generator) -> Tensor:
     """Wrong white balance: channel gains, an offset, or a blend with one colour, towards a random hue."""
     hue = rng.uniform(0, 2 * math.pi)
+    if rng.integers(2):  # a white balance is mostly wrong along the line of daylight: towards yellow or blue
+        hue = rng.choice([math.pi / 6, 7 * math.pi / 6]) + rng.normal(0, 0.15)
     direction = torch.tensor([math.cos(hue), math.cos(hue - 2.094), math.cos(hue + 2.094)], dtype=torch.float32)
     kind = rng.integers(4)
     strength = 0.16 + 0.32 * severity
@@ -247,7 +251,7 @@ def rotate(rgb: Tensor, degrees: float, fill: str) -> Tensor:
     return F.grid_sample((rgb - level)[None], grid, mode="bicubic", align_corners=False)[0].add(level).clamp(0, 1)
 
 
-FILLS = ("crop", "crop", "crop", "reflection", "border", "black", "white", "mean")
+FILLS = ("crop", "crop", "crop", "crop", "crop", "crop", "reflection", "border", "black", "black", "white", "mean")
 
 
 def tilt(rgb: Tensor, severity: float, rng: np.random.Generator, sign: int = 0) -> Tensor:
@@ -259,19 +263,19 @@ def tilt(rgb: Tensor, severity: float, rng: np.random.Generator, sign: int = 0) 
 EDITS: dict[str, Edit] = {
     edit.name: edit
     for edit in (
-        Edit("tilt left", 0.75, True, lambda rgb, s, rng: tilt(rgb, s, rng, 1)),
-        Edit("tilt right", 0.75, True, lambda rgb, s, rng: tilt(rgb, s, rng, -1)),
-        Edit("underexposed", 0.95, False, underexpose),
-        Edit("overexposed", 0.90, False, overexpose),
-        Edit("flat", 0.85, False, flatten_contrast),
-        Edit("hazy", 0.75, False, haze),
-        Edit("desaturated", 0.70, False, desaturate),
-        Edit("oversaturated", 0.60, False, oversaturate),
-        Edit("colour cast", 0.80, False, colour_cast),
-        Edit("vignetted", 0.55, False, vignette),
-        Edit("blurred", 1.00, False, blur),
-        Edit("oversharpened", 0.55, False, oversharpen),
-        Edit("noisy", 0.90, False, noise),
-        Edit("compressed", 0.85, False, compress),
+        Edit("tilt left", 0.75, 2.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, 1)),
+        Edit("tilt right", 0.75, 2.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, -1)),
+        Edit("underexposed", 0.95, 0.8, False, underexpose),
+        Edit("overexposed", 0.90, 1.3, False, overexpose),
+        Edit("flat", 0.85, 0.8, False, flatten_contrast),
+        Edit("hazy", 0.75, 0.8, False, haze),
+        Edit("desaturated", 0.70, 1.0, False, desaturate),
+        Edit("oversaturated", 0.60, 0.8, False, oversaturate),
+        Edit("colour cast", 0.80, 2.0, False, colour_cast),
+        Edit("vignetted", 0.55, 1.0, False, vignette),
+        Edit("blurred", 1.00, 1.8, False, blur),
+        Edit("oversharpened", 0.55, 0.8, False, oversharpen),
+        Edit("noisy", 0.90, 1.2, False, noise),
+        Edit("compressed", 0.85, 1.8, False, compress),
     )
 }

@@ -71,16 +71,17 @@ def random_frame(rgb: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def plan_edits(rng: np.random.Generator, count: int) -> list[tuple[str, float]]:
-    """Pick `count` different edits with severities; both tilts are never combined."""
+    """Pick `count` different edits, by their shares, with severities; both tilts are never combined."""
     names = list(EDITS)
+    shares = np.array([edit.share for edit in EDITS.values()])
     chosen: list[tuple[str, float]] = []
-    for index in rng.permutation(len(names)):
+    for index in rng.choice(len(names), size=len(names), replace=False, p=shares / shares.sum()):
         name = names[index]
         if name.startswith("tilt") and any(other.startswith("tilt") for other, _ in chosen):
             continue
         if len(chosen) == count:
             break
-        chosen.append((name, float(rng.uniform(0.02, 1.0))))
+        chosen.append((name, float(1.0 - 0.98 * rng.uniform() ** 1.4)))
     return chosen
 
 
@@ -150,7 +151,7 @@ def make_pair(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple
     """
     frame = random_frame(to_tensor(picture), rng)
     shared = plan_edits(rng, 1 if rng.uniform() < 0.25 else 0)
-    count = int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))
+    count = int(rng.choice([1, 2, 3], p=[0.75, 0.2, 0.05]))
     extra = [edit for edit in plan_edits(rng, count) if all(_kind(edit[0]) != _kind(s[0]) for s in shared)]
     seed = int(rng.integers(2**31))
     first = make_view(frame, shared, np.random.default_rng(seed))
