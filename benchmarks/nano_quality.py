@@ -17,22 +17,22 @@ from PIL import Image
 
 from calm_runtime import Calm
 from calm_runtime.bundle import DEFAULT_BUNDLE
-from calm_train.checkpoint import load_checkpoint
-from calm_train.data import find_photos, load_pictures
-from calm_train.evaluate import Scorer, attribute_accuracy, bundle_scorer, held_out_views, pairwise_edits, torch_scorer
+from calm_train.evaluation.edits import attribute_accuracy, held_out_views, pairwise_edits
+from calm_train.evaluation.scorer import BundleScorer, CheckpointScorer
+from calm_train.library import find_photos, load_pictures
 from calm_train.model import CalmForConditionalGeneration
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "models" / "calm-nano"
 
 
-def untrained_scorer() -> Scorer:
+def untrained_scorer() -> CheckpointScorer:
     """The same architecture with random weights (seed 1)."""
-    model, tokenizer, info = load_checkpoint(CHECKPOINT)
+    scorer = CheckpointScorer(CHECKPOINT)
     torch.manual_seed(1)
-    fresh = CalmForConditionalGeneration(model.config)
-    torch.nn.init.normal_(fresh.aligner.cues.features)
-    return torch_scorer(fresh.eval(), tokenizer, info.photo)
+    scorer.model = CalmForConditionalGeneration(scorer.model.config).eval()
+    torch.nn.init.normal_(scorer.model.aligner.cues.features)
+    return scorer
 
 
 @click.command(help=__doc__)
@@ -42,7 +42,7 @@ def main(photos: Path) -> None:
     views = held_out_views(pictures, 6, seed=1)
     calm = Calm.load(DEFAULT_BUNDLE)
     results = {}
-    for name, scorer in (("trained", bundle_scorer(calm)), ("untrained", untrained_scorer())):
+    for name, scorer in (("trained", BundleScorer(calm)), ("untrained", untrained_scorer())):
         attributes = {k: asdict(v) for k, v in attribute_accuracy(scorer, views).items()}
         results[name] = {"pairwise": pairwise_edits(scorer, pictures), "attributes": attributes}
     header = {

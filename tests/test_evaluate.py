@@ -1,14 +1,23 @@
-"""Evaluation gives the same figures through PyTorch and through the bundle, and notices which model is trained."""
+"""Evaluation gives the same figures through PyTorch and through the bundle, and the figures are the field's."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
+from scipy.stats import pearsonr, spearmanr
 
 from calm_runtime import Calm
-from calm_train.data import load_pictures
-from calm_train.evaluate import SPOILED, attribute_accuracy, bundle_scorer, held_out_views, open_scorer, pairwise_edits
+from calm_runtime.errors import DataError, UsageError
+from calm_runtime.score import histogram_moments
+from calm_train.cli import train
+from calm_train.evaluation.edits import SPOILED, attribute_accuracy, held_out_views, pairwise_edits
+from calm_train.evaluation.ratings import compare, earth_movers_distance
+from calm_train.evaluation.scorer import BundleScorer, CheckpointScorer
+from calm_train.library import load_pictures
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "models" / "calm-nano"
 ORIGINALS = ("astronaut", "cameraman", "cat", "coffee", "rocket")
@@ -19,10 +28,31 @@ def pictures(example_folder):
     return [Image.fromarray(p) for p in load_pictures([example_folder / f"{name}.jpg" for name in ORIGINALS])]
 
 
+@pytest.fixture(scope="module")
+def ava(tmp_path_factory, example_folder):
+    """An AVA-format folder whose votes are drawn at random: agreement is low, and must be reported as it is."""
+    root = tmp_path_factory.mktemp("ava")
+    (root / "images").mkdir()
+    rng = np.random.default_rng(5)
+    rows = []
+    for index, photo in enumerate(sorted(example_folder.glob("*.jpg")), start=1):
+        shutil.copy(photo, root / "images" / f"{900 + index}.jpg")
+        votes = rng.multinomial(200, rng.dirichlet(np.ones(10)))
+        rows.append(" ".join(map(str, [index, 900 + index, *votes, 1, 22, 1396])))
+    (root / "AVA.txt").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def evaluate(*arguments: object) -> dict:
+    result = CliRunner().invoke(train, ["evaluate", *map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
 def test_torch_and_bundle_agree_within_the_parity_gate(calm: Calm, pictures):
-    torch_scores, torch_attributes = open_scorer(CHECKPOINT)(pictures)
-    scores, attributes = bundle_scorer(calm)(pictures)
-    assert np.abs(torch_scores - scores).max() <= 0.15
+    torch_histograms, torch_attributes = CheckpointScorer(CHECKPOINT)(pictures)
+    histograms, attributes = BundleScorer(calm)(pictures)
+    assert np.abs(histogram_moments(torch_histograms)[0] - histogram_moments(histograms)[0]).max() <= 0.15
     assert np.abs(torch_attributes - attributes).max() <= 0.01
 
 
@@ -31,11 +61,55 @@ def test_every_spoiled_copy_differs_and_darkness_costs_score(calm: Calm, picture
         spoiled = spoil(pictures[0])
         assert spoiled.mode == "RGB"
         assert spoiled.tobytes() != pictures[0].tobytes()
-    results = pairwise_edits(bundle_scorer(calm), pictures)
+    results = pairwise_edits(BundleScorer(calm), pictures)
     assert results["under-exposure"] >= 0.8
     assert results["all"] == pytest.approx(np.mean([results[name] for name in SPOILED]))
 
 
 def test_brightness_is_named_better_than_by_chance(calm: Calm, pictures):
-    results = attribute_accuracy(bundle_scorer(calm), held_out_views(pictures, 8, seed=2))
+    results = attribute_accuracy(BundleScorer(calm), held_out_views(pictures, 8, seed=2))
     assert results["brightness"].balanced > 0.5
+
+
+def test_ava_figures_are_what_scipy_gives_from_the_scores_of_the_runtime(calm: Calm, ava):
+    result = evaluate("--dataset", "ava", "--root", ava)
+    photos, means = [], []
+    for row in (ava / "AVA.txt").read_text().splitlines():
+        fields = list(map(int, row.split()))
+        votes = np.array(fields[2:12])
+        photos.append(ava / "images" / f"{fields[1]}.jpg")
+        means.append(votes @ np.arange(1, 11) / votes.sum())
+    scores = [scored.score.mean for scored in calm.score_many(photos)]
+    assert result["srcc"] == pytest.approx(spearmanr(scores, means).statistic, abs=1e-6)
+    assert result["plcc"] == pytest.approx(pearsonr(scores, means).statistic, abs=1e-6)
+    assert result["mae"] == pytest.approx(np.abs(np.array(scores) - means).mean(), abs=1e-6)
+    assert (result["photos"], result["failed"]) == (len(photos), 0)
+    assert result["bundle"] == calm.bundle.digest
+    torch_result = evaluate("--dataset", "ava", "--root", ava, "--checkpoint", CHECKPOINT)
+    assert torch_result["mae"] == pytest.approx(result["mae"], abs=0.15)
+    assert torch_result["checkpoint"] == "calm-nano"
+
+
+def test_a_broken_rated_photo_is_counted_not_fatal(ava):
+    before = evaluate("--dataset", "ava", "--root", ava)
+    (ava / "images" / "901.jpg").write_bytes(b"not a photo")
+    after = evaluate("--dataset", "ava", "--root", ava)
+    assert (after["photos"], after["failed"]) == (before["photos"] - 1, 1)
+
+
+def test_measures_are_those_of_the_field():
+    truth = np.array([[0.0] * 9 + [1.0], [1.0] + [0.0] * 9])
+    assert earth_movers_distance(truth, truth) == pytest.approx([0, 0])
+    assert earth_movers_distance(truth[::-1], truth) == pytest.approx([0.9**0.5] * 2)
+    agreement = compare(np.array([4.0, 6.0, 5.5]), np.array([4.5, 4.0, 7.0]), None, failed=0)
+    assert agreement.accuracy == pytest.approx(2 / 3)
+    assert agreement.mae == pytest.approx(4 / 3)
+    assert compare(np.array([5.0, 5.0]), np.array([4.0, 6.0]), None, 0).srcc is None
+
+
+def test_wrong_use_is_explained(tmp_path):
+    for arguments in ([], ["--dataset", "ava"], ["--photos", tmp_path, "--bundle", "a", "--checkpoint", "b"]):
+        with pytest.raises(UsageError):
+            evaluate(*arguments)
+    with pytest.raises(DataError, match="AVA.txt"):
+        evaluate("--dataset", "ava", "--root", tmp_path)

@@ -1,15 +1,20 @@
 """Objectives prefer the right answer, and only the right one."""
 
 import torch
+from tiny_models import make_config
 
 from calm_train.objectives import (
     ContrastiveObjective,
+    EditObjective,
     GenerationObjective,
     MatchingObjective,
+    PatchObjective,
     RankingObjective,
     ScoreObjective,
     expected_score,
 )
+from calm_train.pretext.edits import EDITS
+from calm_train.vision import HiddenStates
 
 LEVELS = torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1]])
 
@@ -63,3 +68,36 @@ def test_generation_skips_what_is_not_an_answer():
     logits = torch.zeros(1, 3, 5)
     logits[0, 2, 4] = 30.0
     assert GenerationObjective()(logits, torch.tensor([[-100, -100, 4]])) < 1e-6
+
+
+def test_a_rare_level_weighs_more_than_a_common_one():
+    levels = torch.tensor([[2]] * 15 + [[0]])
+    right = torch.zeros(16, 1, 3, 4).scatter(2, levels[:, :, None, None].expand(-1, -1, -1, 4), 4.0)
+    common_wrong, rare_wrong = right.clone(), right.clone()
+    common_wrong[0] = right[0].flip(1)
+    rare_wrong[15] = right[15].flip(1)
+    objective = ContrastiveObjective()
+    assert objective(rare_wrong, levels) > objective(common_wrong, levels) > objective(right, levels)
+
+
+def test_the_dense_objectives_can_be_learnt_from_what_they_ask_for():
+    torch.manual_seed(0)
+    config = make_config()
+    patches = config.patches_per_side**2
+    hidden = torch.randn(8, 1 + patches, config.vision_config.hidden_size)
+    severities = torch.zeros(8, len(EDITS))
+    severities[::2, 3] = 0.8
+    hidden[::2, :, 5] += 2.0  # the trace an edit leaves in the encoder
+    pixels = torch.randn(8, 3, config.vision_config.image_size, config.vision_config.image_size)
+    for objective, arguments in (
+        (EditObjective(config), (HiddenStates(hidden, hidden, hidden, hidden), severities)),
+        (PatchObjective(config), (hidden[:1].expand(8, -1, -1), pixels[:1].expand(8, -1, -1, -1))),
+    ):
+        optimizer = torch.optim.Adam(objective.parameters(), 3e-2)
+        losses = []
+        for _ in range(60):
+            losses.append(objective(*arguments))
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+        assert losses[-1] < 0.7 * losses[0], type(objective).__name__

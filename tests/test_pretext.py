@@ -7,7 +7,22 @@ from PIL import Image
 
 from calm_runtime.attributes import ATTRIBUTE_NAMES, ATTRIBUTES
 from calm_train.pretext.edits import EDITS, expose, rotate
-from calm_train.pretext.measures import brightness, colourfulness, contrast, tint, warmth
+from calm_train.pretext.faults import FAULTS
+from calm_train.pretext.measures import (
+    MEASURES,
+    brightness,
+    clutter,
+    colourfulness,
+    contrast,
+    depth,
+    mood,
+    placement,
+    subject,
+    symmetry,
+    tint,
+    tonal_balance,
+    warmth,
+)
 from calm_train.pretext.patches import STATISTICS, patch_statistics
 from calm_train.pretext.texts import NOTHING_TO_DO, comment_text, suggestion_text
 from calm_train.pretext.view import make_pair, make_view, to_picture, to_tensor
@@ -41,6 +56,32 @@ def test_colour_measures_know_their_direction(rgb):
     magenta = (rgb * torch.tensor([1.1, 0.8, 1.1])[:, None, None]).clamp(0, 1)
     assert warmth(warmer) > warmth(rgb)
     assert tint(magenta) > tint(rgb)
+
+
+def test_measures_of_composition_move_the_right_way(rgb):
+    height, width = rgb.shape[-2:]
+    ys, xs = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)[None]
+    soft = EDITS["blurred"].apply(rgb, 1.0, rng(0)).clamp(0, 1)
+    centre = ((xs**2 + ys**2) < 0.15).float()
+    assert clutter(soft) < clutter(rgb)
+    assert symmetry(0.5 * (rgb + rgb.flip(-1))) > max(0.95, float(symmetry(rgb)))
+    assert placement(rgb.flip(-1)) == pytest.approx(-float(placement(rgb)), abs=0.05)
+    plain = rgb.mean() + 0.02 * (soft - rgb.mean())
+    right_only = torch.where(xs > 0.2, rgb, plain)
+    assert placement(right_only) > 0.2 > -0.2 > placement(right_only.flip(-1))
+    assert depth(rgb * centre + soft * (1 - centre)) < depth(rgb)
+    assert subject(rgb * centre + plain * (1 - centre)) > subject(rgb)
+    assert tonal_balance(rgb * (0.5 + 0.5 * (ys > 0))) > tonal_balance(rgb)
+    assert mood(rgb * 0.5) < mood(rgb)
+
+
+def test_every_attribute_has_one_source_of_truth():
+    sources = [m.attribute for m in MEASURES] + [fault.attribute for fault in FAULTS] + ["impression"]
+    assert sorted(sources) == sorted(ATTRIBUTE_NAMES)
+    counts = {scale: sum(a.scale == scale for a in ATTRIBUTES) for scale in ("low", "middle", "high")}
+    assert counts["low"] >= 8
+    assert counts["middle"] >= 7
+    assert counts["high"] >= 3
 
 
 @pytest.mark.parametrize("name", list(EDITS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from tokenizers import Tokenizer
@@ -19,13 +20,31 @@ WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 INFO = "calm.json"
 
+SHIPPED = Path(__file__).resolve().parents[2] / "models"  # of a source checkout; the wheel does not carry checkpoints
+
 
 class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint says about itself beside its weights: it travels into the bundle unchanged."""
+    """What a checkpoint says about itself beside its weights; model, photo and prompts travel into the bundle.
+
+    stage: the last stage it went through. A `tune`d checkpoint is finished: more training adapts it.
+    """
 
     model: ModelInfo
     photo: PhotoSpec
     prompts: dict[str, Prompt] = msgspec.field(default_factory=lambda: dict(PROMPTS))
+    stage: Literal["language", "pretrain", "tune"] = "tune"
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """A checkpoint folder by path, or by the name of one shipped with the source. Raises DataError."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.name == str(name) and (SHIPPED / name).is_dir():
+        return SHIPPED / name
+    known = ", ".join(sorted(entry.name for entry in SHIPPED.iterdir() if entry.is_dir())) if SHIPPED.is_dir() else ""
+    hint = f"shipped checkpoints: {known}" if known else "shipped checkpoints come with the source, not with the wheel"
+    raise DataError(f"{name}: no such checkpoint folder; {hint}")
 
 
 def save_checkpoint(

@@ -1,10 +1,8 @@
-"""Data for self-supervised training: photos from a folder, pairs of views, padded batches."""
+"""Training items and batches: pairs of views of unlabelled photos, and what labelled flows add to them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,31 +11,30 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import PretrainedConfig
 
 from calm_runtime.attributes import SCALES
-from calm_runtime.errors import DataError, PhotoError
-from calm_runtime.photo import PHOTO_SUFFIXES, PhotoSpec, load_photo, to_pixel_values
+from calm_runtime.photo import PhotoSpec, to_pixel_values
 from calm_runtime.prompt import Prompt, split_prompt
-from calm_runtime.score import SCORE_TOKENS
+from calm_train.flows import Flow
+from calm_train.library import Picture
 from calm_train.pretext.edits import EDITS
 from calm_train.pretext.texts import comment_text, cue_text, question_and_answer, suggestion_text
 from calm_train.pretext.view import DIFFERENT, View, make_pair
 
-logger = logging.getLogger(__name__)
-
-TRAINING_SIDE = 432  # photos are kept in memory at this longer side: about 0.4 MB each
-
 
 class PromptEncoder:
-    """The runtime's view of a tokenizer (`calm_runtime.prompt.TextEncoder`), for training."""
+    """The runtime's view of a tokenizer (`calm_runtime.prompt.TextEncoder`), for training.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    config: of the LLM, for its special token ids (`calm_train.build` makes sure that they are set).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: PretrainedConfig) -> None:
         self.tokenizer = tokenizer
         tokenizer.encode_special_tokens = True
-        self.bos_token_id: int = tokenizer.token_to_id("<s>")
-        self.eos_token_id: int = tokenizer.token_to_id("</s>")
-        self.pad_token_id: int = tokenizer.token_to_id("<pad>")
-        self.score_token_ids: list[int] = [tokenizer.token_to_id(token) for token in SCORE_TOKENS]
+        self.bos_token_id: int = config.bos_token_id
+        self.eos_token_id: int = config.eos_token_id
+        self.pad_token_id: int = config.pad_token_id
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""
@@ -48,48 +45,28 @@ class PromptEncoder:
         return [*self.encode(" " + text), self.eos_token_id]
 
 
-def find_photos(folder: str | Path) -> list[Path]:
-    """All photo files below a folder, sorted. Raises DataError when there are none."""
-    root = Path(folder)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder of photos")
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
-    if not found:
-        raise DataError(f"{root}: no photos there (looked for {', '.join(sorted(PHOTO_SUFFIXES))})")
-    return found
-
-
-def load_pictures(paths: Sequence[Path]) -> list[np.ndarray]:
-    """Decode photos once, scaled to TRAINING_SIDE; broken ones are skipped, counted and logged."""
-    pictures, broken = [], 0
-    for path in paths:
-        try:
-            picture = load_photo(path, PhotoSpec(size=TRAINING_SIDE))
-        except PhotoError as error:
-            broken += 1
-            logger.warning("skipped: %s", error)
-            continue
-        picture.thumbnail((TRAINING_SIDE, TRAINING_SIDE), Image.Resampling.BICUBIC)
-        pictures.append(np.asarray(picture))
-    if broken:
-        logger.warning("%d of %d photos are broken and were skipped", broken, len(paths))
-    if not pictures:
-        raise DataError("none of the photos can be read")
-    return pictures
-
-
 class PairDataset(Dataset[dict[str, Any]]):
     """Item i is a pair of views, drawn from (seed, i) alone: the same item whatever worker or restart makes it.
 
     An item: pixel_values [2, 3, S, S], levels [2, A], ratings [2], severities [2, E], different (bool: the first must
-    rank higher), and texts for the generation objectives.
+    rank higher), texts for the generation objectives, and `labelled` photos of each flow.
     """
 
-    def __init__(self, pictures: Sequence[np.ndarray], spec: PhotoSpec, length: int, seed: int) -> None:
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        spec: PhotoSpec,
+        length: int,
+        seed: int,
+        flows: Sequence[Flow] = (),
+        labelled: int = 1,
+    ) -> None:
         self.pictures = pictures
         self.spec = spec
         self.length = length
         self.seed = seed
+        self.flows = flows
+        self.labelled = labelled
 
     def __len__(self) -> int:
         return self.length
@@ -99,6 +76,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         epoch, position = divmod(index, len(self.pictures))
         order = np.random.default_rng((self.seed, 7, epoch)).permutation(len(self.pictures))
         views = make_pair(self.pictures[order[position]], rng)
+        numbers = range(index * self.labelled, (index + 1) * self.labelled)
         return {
             "pixel_values": torch.stack([self._pixels(view) for view in views]),
             "levels": torch.tensor([view.levels for view in views]),
@@ -106,6 +84,7 @@ class PairDataset(Dataset[dict[str, Any]]):
             "severities": torch.stack([_severities(view) for view in views]),
             "different": views[1].damage - views[0].damage > DIFFERENT,
             "texts": [_texts(view, rng) for view in views],
+            "labelled": [flow[number] for flow in self.flows for number in numbers],
         }
 
     def _pixels(self, view: View) -> Tensor:
@@ -132,35 +111,31 @@ def _texts(view: View, rng: np.random.Generator) -> dict[str, Any]:
     return {"task": str(kind), "question": question, "answer": answer, "cues": cues}
 
 
-class PairCollator:
+class BatchCollator:
     """Items -> one batch; views are flattened to [2P, ...] with the better view of pair p at 2p.
 
     text_every: every n-th view also carries a text task (generation costs far more tokens than scoring).
+    longest: tokens of an answer beyond this are cut.
     """
 
-    def __init__(self, encoder: PromptEncoder, prompts: dict[str, Prompt], text_every: int) -> None:
+    def __init__(
+        self, encoder: PromptEncoder, prompts: Mapping[str, Prompt], text_every: int, longest: int = 512
+    ) -> None:
         self.encoder = encoder
         self.prompts = prompts
         self.text_every = text_every
+        self.longest = longest
         self.score_ids = split_prompt(prompts["score"], encoder)
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
         texts = [text for item in items for text in item["texts"]]
         rows = list(range(0, len(texts), self.text_every))
-        instructions, labels = [], []
-        cues, cue_labels, cue_scales = [], [], []
-        for n, row in enumerate(rows):
-            text = texts[row]
-            _, after = split_prompt(self.prompts[text["task"]], self.encoder, text["question"])
-            answer = self.encoder.answer(text["answer"])
-            instructions.append([*after, *answer])
-            labels.append([-100] * len(after) + answer)
-            scale = n % len(SCALES)
-            cue = self.encoder.answer(text["cues"][SCALES[scale]])
-            cues.append(cue)
-            cue_labels.append(cue)
-            cue_scales.append(scale)
-        return {
+        cues = [
+            self.encoder.answer(texts[row]["cues"][SCALES[n % len(SCALES)]])[: self.longest]
+            for n, row in enumerate(rows)
+        ]
+        text_ids, text_labels = self._instructions([texts[row] for row in rows])
+        batch = {
             "pixel_values": torch.cat([item["pixel_values"] for item in items]),
             "levels": torch.cat([item["levels"] for item in items]),
             "ratings": torch.cat([item["ratings"] for item in items]),
@@ -169,12 +144,35 @@ class PairCollator:
             "before": torch.tensor(self.score_ids[0]),
             "score_after": torch.tensor(self.score_ids[1]),
             "text_rows": torch.tensor(rows),
-            "text_ids": pad_right(instructions, self.encoder.pad_token_id),
-            "text_labels": pad_right(labels, -100),
+            "text_ids": text_ids,
+            "text_labels": text_labels,
             "cue_ids": pad_right(cues, self.encoder.pad_token_id),
-            "cue_labels": pad_right(cue_labels, -100),
-            "cue_scales": torch.tensor(cue_scales),
+            "cue_labels": pad_right(cues, -100),
+            "cue_scales": torch.tensor([n % len(SCALES) for n in range(len(rows))]),
         }
+        return batch | self._labelled([example for item in items for example in item["labelled"]])
+
+    def _labelled(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        rated = [example for example in examples if example["histogram"] is not None]
+        told = [example for example in examples if example["histogram"] is None]
+        batch = {}
+        if rated:
+            batch["rated_pixels"] = torch.stack([example["pixel_values"] for example in rated])
+            batch["rated_histograms"] = torch.stack([example["histogram"] for example in rated])
+        if told:
+            batch["told_pixels"] = torch.stack([example["pixel_values"] for example in told])
+            batch["told_ids"], batch["told_labels"] = self._instructions(told)
+        return batch
+
+    def _instructions(self, texts: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Token ids after the photo [N, S] and labels [N, S], -100 where nothing is to be learnt."""
+        ids, labels = [], []
+        for text in texts:
+            _, after = split_prompt(self.prompts[text["task"]], self.encoder, text["question"])
+            answer = self.encoder.answer(text["answer"])[: self.longest]
+            ids.append([*after, *answer])
+            labels.append([-100] * len(after) + answer)
+        return pad_right(ids, self.encoder.pad_token_id), pad_right(labels, -100)
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import get_cosine_schedule_with_warmup
@@ -14,14 +15,13 @@ from transformers import get_cosine_schedule_with_warmup
 from calm_runtime.attributes import ATTRIBUTES, LEVELS_PER_ATTRIBUTE, SCALES
 from calm_runtime.prompt import PROMPTS, split_prompt
 from calm_runtime.score import SCORE_TOKENS
-from calm_train.config import CalmConfig
 from calm_train.data import PromptEncoder, pad_right
 from calm_train.model import CalmForConditionalGeneration
 from calm_train.objectives import GenerationObjective
 from calm_train.pretext.edits import EDITS
 from calm_train.pretext.texts import NOTHING_TO_DO, comment_text, cue_text, question_and_answer, suggestion
 from calm_train.pretext.view import AppliedEdit
-from calm_train.recipe import Recipe
+from calm_train.recipe import LanguageRecipe
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", *SCORE_TOKENS)
 
@@ -61,39 +61,19 @@ def train_tokenizer(vocabulary: int, sentences: int, seed: int) -> Tokenizer:
     return tokenizer
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer) -> CalmForConditionalGeneration:
-    """A model with random weights after the recipe; the LLM gets the tokenizer's vocabulary."""
-    encoder = PromptEncoder(tokenizer)
-    text = {
-        **recipe.model.text,
-        "vocab_size": tokenizer.get_vocab_size(),
-        "bos_token_id": encoder.bos_token_id,
-        "eos_token_id": encoder.eos_token_id,
-        "pad_token_id": encoder.pad_token_id,
-    }
-    config = CalmConfig(
-        vision_config=recipe.model.vision,
-        text_config=text,
-        queries=recipe.model.queries,
-        qformer_layers=recipe.model.qformer_layers,
-        qformer_heads=recipe.model.qformer_heads,
-        taps=recipe.model.taps,
-        score_token_ids=tuple(encoder.score_token_ids),
-    )
-    return CalmForConditionalGeneration(config)
-
-
-def train_language(model: CalmForConditionalGeneration, tokenizer: Tokenizer, recipe: Recipe, seed: int) -> float:
+def train_language(
+    model: CalmForConditionalGeneration, tokenizer: Tokenizer, settings: LanguageRecipe, seed: int
+) -> float:
     """Teach the LLM the texts. Returns the last loss in nats per token."""
-    encoder = PromptEncoder(tokenizer)
+    encoder = PromptEncoder(tokenizer, model.config.text_config)
     rng = np.random.default_rng((seed, 2))
-    settings = recipe.language
     optimizer = torch.optim.AdamW(model.llm.parameters(), lr=settings.learning_rate, weight_decay=0.05)
     schedule = get_cosine_schedule_with_warmup(optimizer, 50, settings.steps)
     objective = GenerationObjective()
     average = 0.0
     model.llm.train()
-    for step in track(range(settings.steps), description="language"):
+    bar = Console(stderr=True)
+    for step in track(range(settings.steps), "language", console=bar, disable=not bar.is_terminal):
         ids, labels = [], []
         for _ in range(settings.batch_size):
             task, question, answer = random_text(rng)
@@ -117,7 +97,7 @@ def train_language(model: CalmForConditionalGeneration, tokenizer: Tokenizer, re
 @torch.no_grad()
 def encode_cues(model: CalmForConditionalGeneration, tokenizer: Tokenizer) -> None:
     """Fill the cue space's text features: the LLM's final states, averaged over each phrase's tokens."""
-    encoder = PromptEncoder(tokenizer)
+    encoder = PromptEncoder(tokenizer, model.config.text_config)
     features = model.aligner.cues.features
     model.llm.eval()
     for a, attribute in enumerate(ATTRIBUTES):

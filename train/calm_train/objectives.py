@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calm_runtime.attributes import SCALES
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
+from calm_train.config import CalmConfig
+from calm_train.pretext.edits import EDITS
+from calm_train.pretext.patches import STATISTICS, patch_statistics
+from calm_train.vision import HiddenStates, patch_grid
 
 
 class ContrastiveObjective(nn.Module):
@@ -81,6 +86,47 @@ class ScoreObjective(nn.Module):
         gap = (log_probability.exp() - histogram).cumsum(-1)
         emd = (gap.square().mean(-1) + 1e-8).sqrt().mean()
         return cross_entropy + 5.0 * emd
+
+
+class PatchObjective(nn.Module):
+    """Each token tells the statistics of its own patch: detail, direction, colour (mean squared error)."""
+
+    def __init__(self, config: CalmConfig) -> None:
+        super().__init__()
+        self.patches_per_side = config.patches_per_side
+        self.patch_size = int(config.vision_config.patch_size)
+        width = config.vision_config.hidden_size
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, STATISTICS))
+
+    def forward(self, hidden_state: Tensor, pixel_values: Tensor) -> Tensor:
+        """hidden_state [B, N, C] of pixel_values [B, 3, S, S] -> scalar."""
+        patches = patch_grid(hidden_state, self.patches_per_side).flatten(1, 2)  # [B, N, C]
+        return F.mse_loss(self.head(patches).float(), patch_statistics(pixel_values, self.patch_size))
+
+
+class EditObjective(nn.Module):
+    """Mean and spread of each tap's patches tell which edits were made, and how strongly (cross-entropy per edit).
+
+    An edit that was made counts from 0.4 up, so that a mild one still differs from none.
+    """
+
+    def __init__(self, config: CalmConfig) -> None:
+        super().__init__()
+        self.patches_per_side = config.patches_per_side
+        width = 2 * config.vision_config.hidden_size
+        self.heads = nn.ModuleDict(
+            {scale: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(EDITS))) for scale in SCALES}
+        )
+
+    def forward(self, hidden: HiddenStates, severities: Tensor) -> Tensor:
+        """hidden states [B, N, C], severities [B, E] (0 = not made) -> scalar."""
+        target = torch.where(severities > 0, 0.4 + 0.6 * severities, 0.0)
+        losses = []
+        for scale in SCALES:
+            patches = patch_grid(getattr(hidden, scale), self.patches_per_side).flatten(1, 2).float()
+            pooled = torch.cat([patches.mean(1), patches.std(1)], dim=-1)  # [B, 2C]
+            losses.append(F.binary_cross_entropy_with_logits(self.heads[scale](pooled).float(), target))
+        return torch.stack(losses).mean()
 
 
 def expected_score(score_logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from calm_runtime.attributes import ATTRIBUTES
 from calm_runtime.score import SCORE_LOW
 from calm_train.pretext.edits import EDITS, to_linear
+from calm_train.pretext.faults import FAULTS
 from calm_train.pretext.measures import MEASURES, measure
 
 DIFFERENT = 0.04  # damage difference above which one view must score higher than the other
@@ -105,11 +106,6 @@ def base_rating(before: dict[str, float], after: dict[str, float]) -> float:
     return 7.0 + 0.6 * wish
 
 
-def _fault_level(severity: float, mild: float) -> int:
-    """2 = absent, 1 = mild, 0 = strong."""
-    return 2 if severity == 0 else 1 if severity < mild else 0
-
-
 def make_view(frame: Tensor, edits: list[tuple[str, float]], rng: np.random.Generator) -> View:
     """Apply edits to a frame (geometric ones first), measure the result, keep the truth."""
     ordered = sorted(edits, key=lambda edit: not EDITS[edit[0]].geometric)
@@ -127,11 +123,7 @@ def make_view(frame: Tensor, edits: list[tuple[str, float]], rng: np.random.Gene
     severity_of = dict(edits)
     damage = damage_of(edits)
     found = {m.attribute: m.level((after if m.edited else before)[m.attribute]) for m in MEASURES}
-    found["sharpness"] = _fault_level(severity_of.get("blurred", 0.0), 0.3)
-    found["noise"] = _fault_level(severity_of.get("noisy", 0.0), 0.3)
-    found["compression"] = _fault_level(severity_of.get("compressed", 0.0), 0.4)
-    found["vignetting"] = _fault_level(severity_of.get("vignetted", 0.0), 0.4)
-    found["horizon"] = 1 - int("tilt left" in severity_of) + int("tilt right" in severity_of)
+    found |= {fault.attribute: fault.level(severity_of) for fault in FAULTS}
     found["impression"] = 2 if damage < 0.2 else 1 if damage < 0.55 else 0
     start = base_rating(before, untouched)
     return View(

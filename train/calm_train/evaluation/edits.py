@@ -10,28 +10,19 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageEnhance, ImageFilter
+from rich.console import Console
 from rich.progress import track
-from tokenizers import Tokenizer
 
-from calm_runtime import Calm
 from calm_runtime.attributes import ATTRIBUTES
-from calm_runtime.photo import PhotoSpec, to_pixel_values
-from calm_runtime.prompt import split_prompt
-from calm_runtime.score import histogram_moments, score_histogram
-from calm_train.checkpoint import load_checkpoint
-from calm_train.data import PromptEncoder
-from calm_train.model import CalmForConditionalGeneration
+from calm_runtime.score import histogram_moments
+from calm_train.evaluation.scorer import Scorer
 from calm_train.pretext.view import View, make_view, plan_edits, random_frame, to_tensor
 
 Picture = Image.Image
-# pictures -> scores [N] and attribute probabilities [N, A, 3]
-Scorer = Callable[[Sequence[Picture]], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
 
 
 def _levels(picture: Picture, change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Picture:
@@ -83,61 +74,21 @@ class AttributeResult:
     balanced: float
 
 
-def torch_scorer(model: CalmForConditionalGeneration, tokenizer: Tokenizer, spec: PhotoSpec) -> Scorer:
-    """Score with the PyTorch model."""
-    from calm_runtime.prompt import PROMPTS
-
-    before, after = split_prompt(PROMPTS["score"], PromptEncoder(tokenizer))
-
-    @torch.inference_mode()
-    def score(pictures: Sequence[Picture]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        means, attributes = [], []
-        for start in range(0, len(pictures), 16):
-            batch = pictures[start : start + 16]
-            pixels = torch.from_numpy(np.stack([to_pixel_values(p, spec) for p in batch]))
-            output = model(
-                pixels, torch.tensor([before]).expand(len(batch), -1), torch.tensor([after]).expand(len(batch), -1)
-            )
-            logits = output.logits[:, -1, model.config.score_token_ids]
-            means.append(histogram_moments(score_histogram(logits.float().numpy()))[0])
-            attributes.append(model.attribute_logits(output.aligned).softmax(-1).double().numpy())
-        return np.concatenate(means), np.concatenate(attributes)
-
-    return score
-
-
-def bundle_scorer(calm: Calm) -> Scorer:
-    """Score with an exported bundle through the runtime."""
-    spec = calm.bundle.manifest.photo
-
-    def score(pictures: Sequence[Picture]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        scores = []
-        for start in range(0, len(pictures), 8):
-            batch = np.stack([to_pixel_values(p, spec) for p in pictures[start : start + 8]])
-            scores += calm.score_pixels(batch, [{} for _ in batch])
-        attributes = [[list(r.probabilities.values()) for r in s.attributes.values()] for s in scores]
-        return np.array([s.mean for s in scores]), np.array(attributes)
-
-    return score
-
-
-def open_scorer(source: Path) -> Scorer:
-    """Scorer of a checkpoint (PyTorch) or of a bundle (runtime), told apart by what the folder holds."""
-    if (source / "manifest.json").is_file():
-        return bundle_scorer(Calm.load(source))
-    model, tokenizer, info = load_checkpoint(source)
-    return torch_scorer(model, tokenizer, info.photo)
-
-
 def pairwise_edits(scorer: Scorer, pictures: Sequence[Picture]) -> dict[str, float]:
     """Per edit, the share of photos that score higher than their spoiled copy; ties count as wrong."""
-    originals, _ = scorer(pictures)
+    originals = _means(scorer, pictures)
     results = {}
-    for name, spoil in track(SPOILED.items(), description="edits"):
-        spoiled, _ = scorer([spoil(p) for p in pictures])
+    bar = Console(stderr=True)
+    for name, spoil in track(SPOILED.items(), "edits", console=bar, transient=True, disable=not bar.is_terminal):
+        spoiled = _means(scorer, [spoil(p) for p in pictures])
         results[name] = float((originals > spoiled).mean())
     results["all"] = float(np.mean(list(results.values())))
     return results
+
+
+def _means(scorer: Scorer, pictures: Sequence[Picture]) -> npt.NDArray[np.float64]:
+    histograms, _ = scorer(pictures)
+    return histogram_moments(histograms)[0]
 
 
 def held_out_views(pictures: Sequence[Picture], per_photo: int, seed: int) -> list[View]:

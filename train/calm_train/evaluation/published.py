@@ -1,0 +1,15 @@
+"""Author-reported figures of other models, to stand beside ours. They were not measured by this project."""
+
+from __future__ import annotations
+
+AVA_TEST: dict[str, tuple[float, float]] = {  # model -> (PLCC, SRCC) on AVA's official test split
+    "CALM (paper)": (0.829, 0.815),
+    "Q-Align": (0.817, 0.822),
+    "ArtiMuse-AVA": (0.826, 0.827),
+    "ROC4MLLM": (0.832, 0.833),
+    "UNIAA-LLaVA + MOS head": (0.838, 0.840),
+    "RvTC": (0.842, 0.843),
+    "TOPIQ-IAA": (0.790, 0.791),
+    "MUSIQ": (0.738, 0.726),
+    "NIMA": (0.636, 0.612),
+}

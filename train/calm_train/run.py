@@ -1,0 +1,226 @@
+"""One training run: from options to a checkpoint with its report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from calm_runtime.bundle import ModelInfo
+from calm_runtime.errors import DataError, UsageError
+from calm_runtime.ratings import read_ratings, to_score_scale
+from calm_train.build import build_model, photo_spec
+from calm_train.checkpoint import INFO, CheckpointInfo, find_checkpoint, load_checkpoint, save_checkpoint
+from calm_train.data import BatchCollator, PairDataset, PromptEncoder
+from calm_train.datasets import DATASETS, CaptionedPhoto, Conversation, Photo, RatedPhoto, read_dataset
+from calm_train.datasets.records import PhotoSource
+from calm_train.flows import Example, Flow, rated_examples, told_examples
+from calm_train.language import encode_cues, train_language
+from calm_train.library import PictureLibrary, find_photos
+from calm_train.plan import plan
+from calm_train.recipe import Recipe, StageName, StageRecipe, load_recipe
+from calm_train.report import write_report
+from calm_train.stages import Stage
+from calm_train.trainer import is_main_process, processes, train_stage
+
+SHIPPED_MODEL = "calm-nano"
+STARTED = time.time()
+CRITIQUES = ("ava-captions", "pccd-critiques")  # texts about a photo's qualities; other texts describe what it shows
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `calm train pretrain|tune` was asked for; see its --help."""
+
+    stage: StageName
+    recipe: str
+    output: Path
+    seed: int
+    photos: Path | None
+    data: tuple[str, ...]
+    ratings: Path | None
+    rating_scale: tuple[float, float]
+    init: str | None
+    max_steps: int | None
+    save_every: int
+    resume: bool
+    workers: int
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Photos for self-supervision, and the labelled flows: examples by kind of label."""
+
+    photos: list[PhotoSource]
+    flows: dict[str, list[Example]] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Number of photos and of examples per flow."""
+        return {"photos": len(self.photos), **{name: len(examples) for name, examples in self.flows.items()}}
+
+
+def run_stage(options: RunOptions) -> str:
+    """Train one stage and leave a checkpoint with report.html. Returns the line that says so.
+
+    Raises UsageError and DataError for what cannot be read or does not fit together.
+    """
+    recipe = load_recipe(options.recipe)
+    start = _start(options, recipe)
+    model, tokenizer, info = load_checkpoint(start)
+    settings = _settings(options, recipe, info)
+    data = read_data(options)
+    torch.manual_seed(options.seed)
+    model.train()
+    data_seed = 2 * options.seed + int(options.stage == "tune")
+    flows = [Flow(e, info.photo, settings.pairs, data_seed + n) for n, e in enumerate(data.flows.values(), start=10)]
+    pictures = PictureLibrary(data.photos)
+    pairs = settings.steps * settings.pairs
+    dataset = PairDataset(pictures, info.photo, pairs, data_seed, flows, settings.labelled)
+    collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, settings.text_every)
+    stage = Stage(model, settings.weights, settings.frozen)
+    started = time.monotonic()
+    history = train_stage(
+        stage,
+        settings,
+        dataset,
+        collator,
+        options.output / "steps",
+        seed=options.seed,
+        save_every=options.save_every,
+        resume=options.resume,
+        workers=options.workers,
+    )
+    minutes = (time.monotonic() - started) / 60
+    final = history[-1]["loss"] if history else float("nan")
+    line = f"{options.output}: {options.stage}, {settings.steps} steps, loss {final:.4f}, {minutes:.1f} min"
+    if is_main_process():
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        described = _info(recipe, info, options.stage, {**data.counts(), "photos": len(pictures)})
+        save_checkpoint(options.output, model, tokenizer, described)
+        if history:
+            facts = {"start": start, "steps": settings.steps, "minutes": f"{minutes:.1f}", **data.counts()}
+            line += f"; {write_report(options.output, f'{recipe.model.name}: {options.stage}', facts, history)}"
+    return line
+
+
+def plan_run(options: RunOptions) -> dict[str, Any]:
+    """What `run_stage` would do, without doing any of it."""
+    recipe = load_recipe(options.recipe)
+    adapt = False
+    if options.init is not None or options.stage == "tune":
+        _, _, info = load_checkpoint(find_checkpoint(options.init or SHIPPED_MODEL))
+        adapt = info.stage == "tune"
+    settings = _limited(recipe.stage(options.stage, adapt=adapt), options.max_steps)
+    return plan(recipe, settings, read_data(options).counts(), processes())
+
+
+def read_data(options: RunOptions) -> RunData:
+    """All photos and labels the options name. Labelled photos serve as unlabelled ones when no folder is given."""
+    flows: dict[str, list[Example]] = {}
+    if options.ratings is not None:
+        flows["ratings"] = rated_examples(_own_ratings(options.ratings, *options.rating_scale))
+    photos: list[PhotoSource] = []
+    for item in options.data:
+        name, _, root = item.partition("=")
+        if name not in DATASETS or not root:
+            raise UsageError(f"--data {item}: expected NAME=ROOT with NAME one of {', '.join(DATASETS)}")
+        records = list(read_dataset(name, Path(root), "train"))
+        rated = [record for record in records if isinstance(record, RatedPhoto)]
+        told = [record for record in records if isinstance(record, CaptionedPhoto | Conversation)]
+        photos += [record.path for record in records if isinstance(record, Photo)]
+        if rated:
+            flows[name] = rated_examples(rated)
+        elif told:
+            flows[name] = told_examples(told, aesthetic=name in CRITIQUES)
+    if options.photos is not None:
+        photos += find_photos(options.photos)
+    if not photos:
+        photos = list(dict.fromkeys(example.source for examples in flows.values() for example in examples))
+    if not photos:
+        raise UsageError("no photos to learn from: give --photos DIR, --ratings CSV or --data NAME=ROOT")
+    return RunData(photos, flows)
+
+
+def _own_ratings(file: Path, low: float, high: float) -> list[RatedPhoto]:
+    if low >= high:
+        raise UsageError(f"--rating-scale {low:g} {high:g}: the worst rating must be the smaller number")
+    rated = read_ratings(file)
+    for row in rated:
+        if not low <= row.rating <= high:
+            raise DataError(
+                f"{file}: rating {row.rating:g} of {row.path.name} is not on {low:g}..{high:g}; "
+                "say which scale it is with --rating-scale WORST BEST"
+            )
+    lost = [row.path for row in rated if not row.path.is_file()]
+    if lost:
+        raise DataError(f"{file}: {len(lost)} of {len(rated)} photos are not there, the first is {lost[0]}")
+    return [RatedPhoto(path=row.path, mean=to_score_scale(row.rating, low, high)) for row in rated]
+
+
+def language_checkpoint(recipe: Recipe, output: Path, seed: int) -> str:
+    """The checkpoint before any photo: parts of the recipe, and the language of a from-scratch LLM."""
+    torch.manual_seed(seed)
+    model, tokenizer = build_model(recipe, seed)
+    said = "pretrained LLM"
+    if recipe.language is not None:
+        said = f"language model at {train_language(model, tokenizer, recipe.language, seed):.3f} nats per token"
+    encode_cues(model, tokenizer)
+    empty = CheckpointInfo(ModelInfo("", "", "", "", ""), photo_spec(recipe))
+    save_checkpoint(output, model, tokenizer, _info(recipe, empty, "language", {"photos": 0}))
+    return f"{output}: {said}"
+
+
+def _start(options: RunOptions, recipe: Recipe) -> Path:
+    """The checkpoint a stage starts from; stage 1 makes its own when none is named."""
+    if options.init is not None or options.stage == "tune":
+        return find_checkpoint(options.init or SHIPPED_MODEL)
+    folder = options.output / "language"
+    if is_main_process():
+        if not (options.resume and (folder / INFO).is_file()):
+            language_checkpoint(recipe, folder, options.seed)
+    else:
+        while not _is_written(folder / INFO, options.resume):
+            time.sleep(0.5)
+    return folder
+
+
+def _is_written(info: Path, resume: bool) -> bool:
+    """Whether the main process has written the starting checkpoint of this run, not an earlier one."""
+    return info.is_file() and (resume or info.stat().st_mtime > STARTED)
+
+
+def _settings(options: RunOptions, recipe: Recipe, info: CheckpointInfo) -> StageRecipe:
+    return _limited(recipe.stage(options.stage, adapt=info.stage == "tune"), options.max_steps)
+
+
+def _limited(settings: StageRecipe, max_steps: int | None) -> StageRecipe:
+    return msgspec.structs.replace(settings, steps=max_steps) if max_steps else settings
+
+
+def _info(recipe: Recipe, before: CheckpointInfo, stage: StageName | str, counts: dict[str, int]) -> CheckpointInfo:
+    adapted = before.stage == "tune" and bool(before.model.name)
+    labels = [f"{count} labels of {name}" for name, count in counts.items() if name != "photos"]
+    note = f"{counts['photos']} photographs, with {', '.join(labels) or 'no human rating'}."
+    return CheckpointInfo(
+        model=ModelInfo(
+            name=f"{before.model.name} adapted" if adapted else recipe.model.name,
+            version="0.2.0",
+            licence="Apache-2.0 for the code; see the data note for the weights",
+            data_note=f"{before.model.data_note} Then adapted on {note}" if adapted else f"Trained on {note}",
+            score_meaning=before.model.score_meaning if adapted else SCORE_MEANING,
+        ),
+        photo=before.photo,
+        prompts=before.prompts,
+        stage=stage,  # type: ignore[arg-type]
+    )
+
+
+SCORE_MEANING = (
+    "Technical and pictorial soundness as learnt from edits of known strength: an untouched, well-exposed photo scores "
+    "about 7, a badly spoiled one 2. Unless human ratings are named above, it is not a human opinion."
+)
