@@ -72,3 +72,7 @@ class ExportError(CalmError):
 
 class DataError(CalmError, ValueError):
     """A data set or recipe does not have the expected form."""
+
+
+class ProfileError(CalmError, ValueError):
+    """A personal profile cannot be built from these ratings, or cannot be used."""

@@ -6,9 +6,15 @@ import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from calm_runtime.errors import DataError
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
+
+_Rating = TypeVar("_Rating", float, npt.NDArray[np.float64])
 
 COLUMNS = ("path", "rating")
 MAX_BYTES = 50_000_000
@@ -59,6 +65,6 @@ def _rating(source: Path, line: int, row: dict[str, str | None]) -> PhotoRating:
     return PhotoRating(source.parent / path.strip(), rating)
 
 
-def to_score_scale(rating: float, low: float, high: float) -> float:
-    """A rating on low..high, mapped linearly to the score scale."""
+def to_score_scale(rating: _Rating, low: float, high: float) -> _Rating:
+    """A rating on low..high (or an array of them), mapped linearly to the score scale."""
     return SCORE_LOW + (rating - low) * (SCORE_HIGH - SCORE_LOW) / (high - low)

@@ -37,6 +37,7 @@ class Score:
     attributes: attribute name -> reading, in the bundle's order.
     model: "name version" of the model; bundle: digest of the bundle that produced the score.
     timings: milliseconds per stage.
+    personal: what the person of a profile would give, in `scale` units; None without a profile.
     """
 
     mean: float
@@ -47,11 +48,14 @@ class Score:
     model: str
     bundle: str
     timings: dict[str, float] = field(default_factory=dict)
+    personal: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """The record `calm score --json` prints (without the path)."""
+        personal = {} if self.personal is None else {"personal": self.personal}
         return {
             "score": self.mean,
+            **personal,
             "std": self.std,
             "histogram": list(self.histogram),
             "scale": list(self.scale),

@@ -48,7 +48,8 @@ class Table:
             self._scores.append(score.mean)
             body = _all_attributes(score) if self._details else _standing_out(score)
             grid.add_row(_score_text(score.mean), f"±{score.std:.1f}", _histogram(score), title)
-            grid.add_row("", "", Text(f"{score.scale[0]}{score.scale[1]:>9}", style="dim"), body)
+            personal = ("", "") if score.personal is None else (_score_text(score.personal), "yours")
+            grid.add_row(*personal, Text(f"{score.scale[0]}{score.scale[1]:>9}", style="dim"), body)
         else:
             self._failed += 1
             body = Text(_without_name(str(result.error), name), style="red")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from calm_runtime.cli.inputs import display_name, find_photos, load_model, model_options
+from calm_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from calm_runtime.batch import Scored
@@ -27,7 +28,7 @@ _MANY = 8  # from here on a progress bar is worth its line
     type=click.Choice(["input", "score"]),
     default="input",
     show_default=True,
-    help="score: best first, failures last (waits for all photos).",
+    help="score: best first (by the profile, when one is given), failures last; waits for all photos.",
 )
 @click.option("--details", is_flag=True, help="Show every attribute, not only what stands out.")
 @click.option(
@@ -37,6 +38,7 @@ _MANY = 8  # from here on a progress bar is worth its line
     show_default=True,
     help="Photos per run of the model: raise it on a GPU. Scores do not depend on it.",
 )
+@click.option("--profile", metavar="FILE", help="Add what one person would give: a file of `calm profile build`.")
 @model_options
 def score(
     paths: tuple[str, ...],
@@ -44,6 +46,7 @@ def score(
     sort: str,
     details: bool,
     batch_size: int,
+    profile: str | None,
     bundle: str | None,
     engine: str,
     threads: int | None,
@@ -58,14 +61,17 @@ def score(
       calm score photo.jpg --details             every attribute
       calm score holiday/ --sort score           the best first
       calm score holiday/ --json > scores.jsonl  for programs
+      calm score holiday/ --profile me.calmprofile   your taste beside it
     """
     photos = find_photos(paths)
     model = load_model(bundle, engine, threads)
+    if profile is not None:
+        model = _personal(model, profile)
     results: Iterator[Scored] = model.score_many(photos, batch_size=batch_size)
     waits = sort == "score"
     results = _with_progress(results, len(photos), hidden=not waits and sys.stdout.isatty())
     if waits:
-        results = iter(sorted(results, key=lambda r: -r.score.mean if r.score else float("inf")))
+        results = iter(sorted(results, key=_sort_key))
     failed = 0
     if as_json:
         for result in results:
@@ -80,6 +86,21 @@ def score(
             table.add(display_name(result.path), result)
         table.close()
     return 1 if failed else 0
+
+
+def _sort_key(result: Scored) -> float:
+    if result.score is None:
+        return float("inf")
+    return -(result.score.mean if result.score.personal is None else result.score.personal)
+
+
+def _personal(model: Any, profile: str) -> Any:
+    from calm_runtime.pipeline import Calm
+    from calm_runtime.profile import PersonalScorer, load_profile
+
+    if not isinstance(model, Calm):
+        raise UsageError("--profile needs the model in this process, not a grpc:// engine")
+    return PersonalScorer(model, load_profile(profile))
 
 
 def json_record(result: Scored) -> dict[str, object]:

@@ -1,0 +1,137 @@
+"""Profiles learn a taste, travel as one file, and are refused when they are not what they say."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from scipy.stats import spearmanr
+
+from calm_runtime import Calm
+from calm_runtime.cli.app import calm as command
+from calm_runtime.errors import DataError, ProfileError
+from calm_runtime.profile import PersonalScorer, build_profile, load_profile
+from calm_runtime.ratings import PhotoRating, read_ratings, to_score_scale
+from calm_runtime.taste import Features, learn_taste, personal_ratings
+
+
+@pytest.fixture(scope="module")
+def lightness_ladder(tmp_path_factory, example_folder):
+    """One scene at many exposures: brightness is what a rater of these photos can prefer."""
+    folder = tmp_path_factory.mktemp("ladder")
+    paths = []
+    for name in ("coffee", "cat"):
+        with Image.open(example_folder / f"{name}.jpg") as photo:
+            photo.thumbnail((320, 320))
+            pixels = np.asarray(photo.convert("RGB"), np.float64) / 255
+        for step, gamma in enumerate(np.geomspace(0.4, 2.5, 9)):
+            path = folder / f"{name}{step}.png"
+            Image.fromarray((255 * pixels**gamma).astype(np.uint8)).save(path)
+            paths.append((path, -float(gamma)))
+    return paths
+
+
+def ratings_csv(folder, rows):
+    file = folder / "ratings.csv"
+    file.write_text("\n".join(["path,rating", *(f"{path},{rating}" for path, rating in rows)]) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["likes bright", "likes dark"])
+def test_opposite_tastes_are_learnt_from_ten_ratings(calm: Calm, lightness_ladder, sign):
+    rated = [PhotoRating(path, sign * value) for path, value in lightness_ladder[::2] + lightness_ladder[1:3]]
+    profile, errors = build_profile(calm, rated)
+    assert not errors
+    unseen = lightness_ladder[3::2]
+    personal = [scored.score.personal for scored in PersonalScorer(calm, profile).score_many(p for p, _ in unseen)]
+    assert all(1 <= value <= 10 for value in personal)
+    assert spearmanr(personal, [sign * value for _, value in unseen]).statistic > 0.7
+
+
+def test_the_evidence_finds_the_block_that_matters_and_ignores_noise():
+    rng = np.random.default_rng(0)
+    features = Features(rng.normal(size=(60, 1)), rng.normal(size=(60, 6)), rng.normal(size=(60, 200)))
+    truth = 3 + features.attributes[:, 2] - 0.5 * features.attributes[:, 4]
+    train, test = (Features(*(block[part] for block in features)) for part in (slice(0, 30), slice(30, 60)))
+    learnt = learn_taste(train, truth[:30] + 0.2 * rng.normal(size=30))
+    assert spearmanr(personal_ratings(learnt, test), truth[30:]).statistic > 0.9
+
+
+def test_a_profile_survives_its_file_and_gives_the_same_scores(calm: Calm, lightness_ladder, tmp_path):
+    profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:6]])
+    profile.save(tmp_path / "me.calmprofile")
+    again = load_profile(tmp_path / "me.calmprofile")
+    assert again.info == profile.info
+    photo = lightness_ladder[8][0]
+    assert PersonalScorer(calm, again).score(photo).personal == PersonalScorer(calm, profile).score(photo).personal
+    assert PersonalScorer(calm, again).score(photo).mean == pytest.approx(calm.score(photo).mean, abs=1e-5)
+
+
+def test_every_changed_byte_is_refused(calm: Calm, lightness_ladder, tmp_path):
+    file = tmp_path / "me.calmprofile"
+    build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:4]])[0].save(file)
+    data = file.read_bytes()
+    for position in np.linspace(0, len(data) - 1, 60).astype(int):
+        changed = bytearray(data)
+        changed[position] ^= 0x55
+        file.write_bytes(changed)
+        with pytest.raises(ProfileError):
+            load_profile(file)
+    for content in (b"", data[: len(data) // 2], data + b"x", b"\x00" * 5_000_000):
+        file.write_bytes(content)
+        with pytest.raises(ProfileError):
+            load_profile(file)
+
+
+def test_a_profile_of_another_bundle_is_refused(calm: Calm, lightness_ladder):
+    import msgspec
+
+    profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:4]])
+    foreign = type(profile)(msgspec.structs.replace(profile.info, bundle="0" * 64), profile.taste)
+    with pytest.raises(ProfileError, match="build it again"):
+        PersonalScorer(calm, foreign)
+
+
+def test_too_few_equal_or_unreadable_ratings_are_explained(calm: Calm, lightness_ladder, tmp_path):
+    good = [PhotoRating(*row) for row in lightness_ladder[:3]]
+    broken = PhotoRating(tmp_path / "none.jpg", 3.0)
+    profile, errors = build_profile(calm, [*good, broken])
+    assert profile.info.ratings == 3
+    assert "none.jpg" in str(errors[0])
+    with pytest.raises(ProfileError, match="at least 3"):
+        build_profile(calm, [*good[:2], broken])
+    with pytest.raises(ProfileError, match="equal"):
+        build_profile(calm, [PhotoRating(r.path, 2.0) for r in good])
+    with pytest.raises(ProfileError, match="beyond the scale"):
+        build_profile(calm, good, scale=(1, 5))
+
+
+def test_the_commands_build_show_and_score(lightness_ladder, tmp_path):
+    file = ratings_csv(tmp_path, [(path, 3 + value) for path, value in lightness_ladder[:5]])
+    runner = CliRunner()
+    output = str(tmp_path / "me.calmprofile")
+    built = runner.invoke(command, ["profile", "build", str(file), "-o", output], standalone_mode=False)
+    assert built.return_value == 0, built.output
+    shown = runner.invoke(command, ["profile", "show", output], standalone_mode=False)
+    assert json.loads(shown.stdout)["ratings"] == 5
+    arguments = ["score", "--json", "--profile", output, str(lightness_ladder[0][0])]
+    scored = json.loads(runner.invoke(command, arguments, standalone_mode=False).stdout)
+    assert list(scored)[:3] == ["path", "score", "personal"]
+    table = runner.invoke(command, ["score", "--profile", output, str(lightness_ladder[0][0])], standalone_mode=False)
+    assert "yours" in table.stdout
+
+
+def test_faulty_rating_files_name_the_line(tmp_path):
+    assert to_score_scale(3.0, 1, 5) == 5.5
+    cases = {"path,stars\na.jpg,3": "column rating", "path,rating\na.jpg,good": ":2: rating 'good'",
+             "path,rating\n,3": ":2: the path", "path,rating\n": "no rating", "path,rating\na.jpg,inf": "finite"}  # fmt: skip
+    for text, message in cases.items():
+        file = tmp_path / "r.csv"
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_ratings(file)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_ratings(tmp_path / "missing.csv")
+    (tmp_path / "bom.csv").write_bytes("\ufeffpath, rating\nsub/a.jpg, 4\n".encode())
+    assert read_ratings(tmp_path / "bom.csv") == [PhotoRating(tmp_path / "sub" / "a.jpg", 4.0)]
