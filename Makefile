@@ -16,7 +16,7 @@ demo: .venv-demo/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q $(TORCH)
-	.venv/bin/pip install -q -e '.[cpu,train,export,tensorrt-rtx,dev]'
+	.venv/bin/pip install -q -e '.[cpu,train,captions,export,tensorrt-rtx,dev]'
 	touch $@
 
 # The development Triton server needs NumPy 1, so it has an environment of its own.
@@ -36,8 +36,11 @@ lint: .venv/installed
 	.venv/bin/ruff format --check .
 	MYPYPATH=runtime:train:export .venv/bin/mypy runtime/calm_runtime export/calm_export
 
+# Photographs no model of this project was trained on, and photographs to rate: PHOTOS=... RATED=...
 bench: .venv/installed
-	.venv/bin/python benchmarks/nano_quality.py
+	.venv/bin/python benchmarks/nano_quality.py --photos $(PHOTOS)
+	.venv/bin/python benchmarks/suggestions.py --photos $(PHOTOS)
+	.venv/bin/python benchmarks/profiles.py --held-out $(PHOTOS) --rated $(RATED)
 
 clean:
 	rm -rf .venv .venv-demo .venv-triton build dist

@@ -9,9 +9,13 @@ if TYPE_CHECKING:
     from calm_runtime.errors import CalmError
     from calm_runtime.pipeline import Calm, Look
     from calm_runtime.score import Score
+    from calm_runtime.suggest import Suggestion, Suggestions
 
-__all__ = ["Calm", "CalmError", "Look", "Score", "Scored"]
-_HOMES = {"Calm": "pipeline", "CalmError": "errors", "Look": "pipeline", "Score": "score", "Scored": "batch"}
+__all__ = ["Calm", "CalmError", "Look", "Score", "Scored", "Suggestion", "Suggestions"]
+_HOMES = {
+    "Calm": "pipeline", "CalmError": "errors", "Look": "pipeline", "Score": "score", "Scored": "batch",
+    "Suggestion": "suggest", "Suggestions": "suggest",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -25,7 +25,10 @@ from calm_runtime.text import TextTokenizer
 from calm_runtime.vision import VisionEncoder
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from calm_runtime.remote import RemoteCalm
+    from calm_runtime.suggest import Suggestions
 
 Photo = str | Path | bytes
 REMOTE_SCHEME = "grpc://"
@@ -117,9 +120,9 @@ class Calm:
 
     def look(self, photo: Photo) -> Look:
         """Decode and read a photo once; the answers to every question branch off from there. Raises PhotoError."""
-        pixels, timings = self.decode(photo)
-        aligned, spent = self._see(pixels[None])
-        return Look(self, photo_name(photo), aligned, timings | spent)
+        picture, pixels, timings = self._open(photo)
+        aligned, spent = self.see(pixels[None])
+        return Look(self, photo_name(photo), picture, aligned, timings | spent)
 
     def score(self, photo: Photo) -> Score:
         """Score one photo. Raises PhotoError, EngineError or ScoreError."""
@@ -134,20 +137,31 @@ class Calm:
         """Comment on one photo, piece by piece. Raises PhotoError before the first piece."""
         return self.look(photo).comment()
 
+    def suggest(self, photo: Photo) -> Suggestions:
+        """What to do about one photo: edits that were tried and raise its score. Raises as `Look.suggest`, or PhotoError."""
+        return self.look(photo).suggest()
+
     def decode(self, photo: Photo) -> tuple[npt.NDArray[np.float32], dict[str, float]]:
         """Photo -> pixel_values [3, S, S] f32 and {"decode": ms}. Raises PhotoError."""
-        start = perf_counter()
-        spec = self.bundle.manifest.photo
-        pixels = to_pixel_values(load_photo(photo, spec, self.limits), spec)
-        return pixels, {"decode": _ms_since(start)}
+        _, pixels, timings = self._open(photo)
+        return pixels, timings
 
     def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]]) -> list[Score]:
         """Score a batch: pixel_values [B, 3, S, S] f32, timings so far per photo. One prefill reads it all.
 
         A photo's time per stage is its share of the batch. Raises EngineError or ScoreError for the whole batch.
         """
-        aligned, spent = self._see(pixels)
+        aligned, spent = self.see(pixels)
         return self.score_aligned(aligned, [own | spent for own in timings])
+
+    def see(self, pixels: npt.NDArray[np.float32]) -> tuple[Aligned, dict[str, float]]:
+        """pixel_values [B, 3, S, S] f32 -> the aligner's outputs, and each photo's share of the milliseconds."""
+        start = perf_counter()
+        hidden = self._vision(pixels)
+        middle = perf_counter()
+        aligned = self._aligner(hidden)
+        batch = len(pixels)
+        return aligned, {"vision": (middle - start) * 1e3 / batch, "aligner": _ms_since(middle) / batch}
 
     def score_aligned(self, aligned: Aligned, timings: Sequence[dict[str, float]]) -> list[Score]:
         """Score a batch of B photos the aligner has read; timings so far per photo. Raises as `score_pixels` does."""
@@ -171,13 +185,11 @@ class Calm:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _see(self, pixels: npt.NDArray[np.float32]) -> tuple[Aligned, dict[str, float]]:
+    def _open(self, photo: Photo) -> tuple[Image.Image, npt.NDArray[np.float32], dict[str, float]]:
         start = perf_counter()
-        hidden = self._vision(pixels)
-        middle = perf_counter()
-        aligned = self._aligner(hidden)
-        batch = len(pixels)
-        return aligned, {"vision": (middle - start) * 1e3 / batch, "aligner": _ms_since(middle) / batch}
+        spec = self.bundle.manifest.photo
+        picture = load_photo(photo, spec, self.limits)
+        return picture, to_pixel_values(picture, spec), {"decode": _ms_since(start)}
 
     def _read(
         self, logits: npt.NDArray[np.float32], aligned: Aligned, timings: Sequence[dict[str, float]]
@@ -196,9 +208,12 @@ class Calm:
 class Look:
     """One photo, read once. Every answer branches off its KV cache, which is never changed."""
 
-    def __init__(self, calm: Calm, photo: str, aligned: Aligned, timings: dict[str, float]) -> None:
+    def __init__(
+        self, calm: Calm, photo: str, picture: Image.Image, aligned: Aligned, timings: dict[str, float]
+    ) -> None:
         self.photo = photo
         self._calm = calm
+        self._picture = picture
         self._aligned = aligned
         self._caches: dict[tuple[int, ...], KvCache] = {}
         self._lock = threading.Lock()
@@ -217,6 +232,14 @@ class Look:
     def comment(self) -> Iterator[str]:
         """A critique, piece by piece."""
         return self.answer("comment")
+
+    def suggest(self) -> Suggestions:
+        """Edits that were tried on the photo and raise its score, best first. Raises EngineError or ScoreError."""
+        from calm_runtime.suggest import find_suggestions
+
+        words = "".join(self.answer("suggest")) if "suggest" in self._calm.tasks else ""
+        spec = self._calm.bundle.manifest.photo
+        return find_suggestions(self._calm, spec, self.photo, self._picture, words, self.score())
 
     def answer(
         self,

@@ -27,6 +27,9 @@ class Entry(NamedTuple):
 COMMANDS: dict[str, Entry] = {
     "score": Entry("calm_runtime.cli.score", "score", "Score photos: files or folders."),
     "comment": Entry("calm_runtime.cli.comment", "comment", "Say in words what a photo does well and badly."),
+    "suggest": Entry("calm_runtime.cli.suggest", "suggest", "What to change, how much, and the gain measured after it."),
+    "ask": Entry("calm_runtime.cli.ask", "ask", "Ask a question about a photo."),
+    "profile": Entry("calm_runtime.cli.profile", "profile", "Learn one person's taste from their ratings."),
     "check": Entry("calm_runtime.cli.check", "check", "Is this install right? Digests, then known scores."),
     "export": Entry(
         "calm_export.cli", "export", "Turn a checkpoint into a bundle.", "pip install calm-edge[export]"
@@ -85,6 +88,7 @@ def calm() -> None:
       calm score photo.jpg           one photo
       calm score holiday/            a folder, at any depth
       calm comment photo.jpg         a critique in words
+      calm suggest photo.jpg         what to change, tried and measured
       calm check                     is my install right?
     """
 

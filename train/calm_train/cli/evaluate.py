@@ -11,23 +11,25 @@ import click
 from PIL import Image
 from rich.console import Console
 
+from calm_runtime import Calm
 from calm_runtime.errors import UsageError
-from calm_train.datasets import DATASETS, read_dataset
+from calm_train.datasets import DATASETS, CaptionedPhoto, read_dataset
+from calm_train.evaluation.captions import bundle_commenter, checkpoint_commenter, evaluate_captions
 from calm_train.evaluation.edits import attribute_accuracy, held_out_views, pairwise_edits
-from calm_train.evaluation.published import AVA_TEST
+from calm_train.evaluation.published import AVA_CAPTIONS, AVA_TEST
 from calm_train.evaluation.ratings import evaluate_ratings
 from calm_train.evaluation.scorer import Scorer, open_scorer
 from calm_train.library import find_photos, load_pictures
 
 VIEWS_PER_PHOTO = 6
-RATED = tuple(sorted(name for name, entry in DATASETS.items() if entry.kind == "ratings"))
+LABELLED = tuple(name for name, form in DATASETS.items() if form.kind in ("ratings", "captions"))
 
 
 @click.command()
 @click.option("--checkpoint", metavar="FOLDER", help="Checkpoint, through PyTorch; a path or `calm-nano`.")
 @click.option("--bundle", metavar="FOLDER", help="Bundle, through the runtime; default: the built-in one.")
 @click.option("--photos", type=click.Path(path_type=Path), help="Held-out unlabelled photos: edits and attributes.")
-@click.option("--dataset", type=click.Choice(RATED), help="Rated photos in a data set's published format.")
+@click.option("--dataset", type=click.Choice(LABELLED), help="Rated or described photos, as published.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of that data set.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Default: every rated photo.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
@@ -50,6 +52,7 @@ def evaluate(
     calm train evaluate --photos DIR                       order against spoiled copies, attribute levels
     calm train evaluate --dataset ava --root DIR           SRCC, PLCC, MAE, accuracy and EMD against ratings
     calm train evaluate --dataset ava --root DIR --checkpoint runs/tune
+    calm train evaluate --dataset ava-captions --root DIR  BLEU, ROUGE-L, CIDEr, METEOR of comments
     """
     if checkpoint is not None and bundle is not None:
         raise UsageError("--checkpoint and --bundle exclude each other")
@@ -57,6 +60,10 @@ def evaluate(
         raise UsageError("give either --photos DIR or --dataset NAME --root DIR")
     if (dataset is None) != (root is None):
         raise UsageError("--dataset and --root belong together")
+    if dataset is not None and root is not None and DATASETS[dataset].kind == "captions":
+        result, text = _captions(dataset, root, split, checkpoint, bundle)
+        _give(result, text, as_json, report)
+        return
     scorer = open_scorer(checkpoint=checkpoint, bundle=bundle)
     if dataset is not None and root is not None:
         agreement = evaluate_ratings(scorer, list(read_dataset(dataset, root, split)))
@@ -66,6 +73,10 @@ def evaluate(
         assert photos is not None  # checked above
         result = _self_supervised(scorer, photos, seed)
         text = edit_tables(result)
+    _give(result, text, as_json, report)
+
+
+def _give(result: dict[str, Any], text: str, as_json: bool, report: Path | None) -> None:
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         (report / "evaluation.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -74,6 +85,20 @@ def evaluate(
         click.echo(json.dumps(result, allow_nan=False))
     else:
         Console().print(text, markup=False, highlight=False)
+
+
+def _captions(
+    dataset: str, root: Path, split: str | None, checkpoint: str | None, bundle: str | None
+) -> tuple[dict[str, Any], str]:
+    photos = [record for record in read_dataset(dataset, root, split) if isinstance(record, CaptionedPhoto)]
+    if checkpoint is not None:
+        comment, name = checkpoint_commenter(checkpoint), {"checkpoint": checkpoint}
+    else:
+        calm = Calm.load(Path(bundle) if bundle else None)
+        comment, name = bundle_commenter(calm), {"bundle": calm.bundle.digest}
+    agreement = evaluate_captions(comment, photos)
+    result = {"dataset": dataset, "split": split, **agreement.to_json(), **name}
+    return result, caption_table(result)
 
 
 def _self_supervised(scorer: Scorer, photos: Path, seed: int) -> dict[str, Any]:
@@ -95,6 +120,23 @@ def rating_table(result: dict[str, Any]) -> str:
     rows.append(f"| {result['model']} | {' | '.join(_figure(result[key]) for key in keys)} |")
     if result["dataset"] == "ava":
         rows += [f"| {name} (reported) | {p:.3f} | {s:.3f} | | | | |" for name, (p, s) in AVA_TEST.items()]
+    return "\n".join(rows) + "\n"
+
+
+def caption_table(result: dict[str, Any]) -> str:
+    """Markdown: our figures, and for AVA-Captions the published ones below them."""
+    rows = [
+        f"# Comments on {result['dataset']} ({result['split'] or 'all'}): {result['photos']} photos\n",
+        "| model | BLEU-1 | BLEU-4 | ROUGE-L | CIDEr | METEOR | SPICE |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    own = [result["bleu"][0], result["bleu"][3], *(result[k] for k in ("rouge_l", "cider", "meteor", "spice"))]
+    rows.append(f"| this model | {' | '.join(map(_figure, own))} |")
+    if result["dataset"] == "ava-captions":
+        for name, row in AVA_CAPTIONS.items():
+            known = [row.get(key) for key in ("bleu-1", "bleu-4", "rouge_l", "cider", "meteor", "spice")]
+            rows.append(f"| {name} (reported) | {' | '.join(map(_figure, known))} |")
+    rows += [f"\n{measure.upper()} was not measured: it {reason}." for measure, reason in result["missing"].items()]
     return "\n".join(rows) + "\n"
 
 

@@ -13,3 +13,9 @@ AVA_TEST: dict[str, tuple[float, float]] = {  # model -> (PLCC, SRCC) on AVA's o
     "MUSIQ": (0.738, 0.726),
     "NIMA": (0.636, 0.612),
 }
+
+AVA_CAPTIONS: dict[str, dict[str, float]] = {
+    "VILA": {"bleu-1": 0.503},
+    "ROC4MLLM": {"cider": 0.085, "spice": 0.066},
+    "Qwen2-VL": {"cider": 0.089, "spice": 0.069},
+}

@@ -1,0 +1,41 @@
+"""`calm ask`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from calm_runtime.cli.inputs import display_name, load_model, model_options
+from calm_runtime.errors import PhotoError, RemoteError, ScoreError
+
+
+@click.command()
+@click.argument("photo", metavar="PHOTO")
+@click.argument("question", metavar="QUESTION")
+@click.option("--json", "as_json", is_flag=True, help='One {"path", "question", "answer"} object.')
+@model_options
+def ask(photo: str, question: str, as_json: bool, bundle: str | None, engine: str, threads: int | None) -> int:
+    """Ask a question about a photo; the answer appears as the model writes it.
+
+    \b
+    Examples:
+      calm ask photo.jpg "Is the horizon straight?"
+      calm ask photo.jpg "How is the contrast?" --json
+    """
+    model = load_model(bundle, engine, threads)
+    try:
+        pieces = model.look(photo).answer("ask", question)
+        if as_json:
+            click.echo(json.dumps({"path": photo, "question": question, "answer": "".join(pieces)}))
+            return 0
+        for piece in pieces:
+            click.echo(piece, nl=False)
+        click.echo()
+    except (PhotoError, ScoreError, RemoteError) as error:
+        if as_json:
+            click.echo(json.dumps({"path": photo, "error": {"type": type(error).__name__, "message": str(error)}}))
+        else:
+            click.echo(f"calm: {display_name(str(error))}", err=True)
+        return 1
+    return 0

@@ -1,0 +1,181 @@
+"""Suggestions that were tried: each edit is applied to the photo, the model scores the result, the gain is reported.
+
+A model's score alone can be gamed, so it is not alone: edits and magnitudes come from `candidates`, the score
+verifies them, and the ranking weighs the measured gain with the support the picture's own statistics give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from calm_runtime.advice import read_opinion
+from calm_runtime.candidates import Candidate, propose
+from calm_runtime.photo import PhotoSpec, to_pixel_values
+from calm_runtime.retouch import Amount, Edit, Framing, Tone, retouch
+from calm_runtime.score import Score
+
+LEAST_GAIN = 0.05  # rating points; below, a gain is not worth a user's time
+LEAST_FURTHER_GAIN = 0.1  # of the second and third edit of a composition
+MOST_EDITS = 3
+SUPPORT_WEIGHT = 0.35  # rating points that one unit of support is worth in the ranking
+_LEAST_SUPPORT = -2.0  # an edit the statistics speak against is gaming the model, whatever it gains
+_FRAMING_SUPPORT = 0.8
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One edit, verified. score_after: the model's score of the edited photo; gain: that minus the score before.
+
+    support: log odds from the picture's statistics and the model's words that the edit mends the photo.
+    """
+
+    edit: Edit
+    score_after: float
+    gain: float
+    support: float
+
+    @property
+    def amount(self) -> Amount:
+        """The edit's magnitude in `unit`."""
+        return self.edit.amount
+
+    @property
+    def unit(self) -> str:
+        return self.edit.unit
+
+    @property
+    def worth(self) -> float:
+        """What suggestions are ranked by, in rating points."""
+        return self.gain + SUPPORT_WEIGHT * self.support
+
+    def to_json(self) -> dict[str, object]:
+        return {"edit": self.edit.name, "amount": self.amount, "unit": self.unit,
+                "score_after": self.score_after, "gain": self.gain}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Suggestions:
+    """What to do about one photo, best first; empty when nothing gains.
+
+    composition: the edits to make together, in order. score_after: the score with all of them, at model resolution.
+    timings: milliseconds; "suggest" is the search.
+    """
+
+    photo: str
+    score: Score
+    suggestions: tuple[Suggestion, ...]
+    composition: tuple[Edit, ...]
+    score_after: float
+    timings: dict[str, float]
+
+    def to_json(self) -> dict[str, object]:
+        """The JSON record of the command line."""
+        return {
+            "path": self.photo,
+            "score": self.score.mean,
+            "suggestions": [suggestion.to_json() for suggestion in self.suggestions],
+            "model": self.score.model,
+            "bundle": self.score.bundle,
+            "ms": self.timings,
+        }
+
+
+class Scorer(Protocol):
+    """What verification needs of a model."""
+
+    def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]]) -> list[Score]: ...
+
+
+def find_suggestions(
+    scorer: Scorer, spec: PhotoSpec, photo: str, picture: Image.Image, words: str, score: Score
+) -> Suggestions:
+    """Search, verify, rank, and compose greedily: apply the best, look again, stop when nothing gains.
+
+    picture: as `load_photo` gives it. words: the model's answer to "suggest". score: the untouched photo's.
+    Raises EngineError or ScoreError.
+    """
+    start = perf_counter()
+    first = rank(verify(scorer, spec, picture, (), propose(picture, read_opinion(score.attributes, words)), score.mean))
+    done: list[Edit] = []
+    ranked, reached = first, score.mean
+    while best := next((s for s in ranked if _composable(s, done)), None):
+        done.append(best.edit)
+        reached = best.score_after
+        if len(done) == MOST_EDITS:
+            break
+        edited = retouch(picture, done)
+        seen = scorer.score_pixels(to_pixel_values(edited, spec)[None], [{}])[0]
+        candidates = propose(edited, read_opinion(seen.attributes, ""))
+        ranked = rank(verify(scorer, spec, picture, done, candidates, seen.mean))
+    timings = score.timings | {"suggest": round((perf_counter() - start) * 1e3, 3)}
+    timings["total"] = round(sum(ms for stage, ms in timings.items() if stage != "total"), 3)
+    return Suggestions(photo, score, tuple(first), tuple(done), reached, timings)
+
+
+def verify(
+    scorer: Scorer,
+    spec: PhotoSpec,
+    picture: Image.Image,
+    done: Sequence[Edit],
+    candidates: Iterable[Candidate],
+    before: float,
+) -> list[Suggestion]:
+    """Apply each candidate on top of the edits already done, and score the results. before: the score without it.
+
+    Tones are applied at model size, framing to the larger picture.
+    """
+    kept = list(candidates)
+    prepared = _model_size(picture, spec)
+    pixels = []
+    for candidate in kept:
+        edits = [*done, candidate.edit]
+        if any(isinstance(edit, Framing) for edit in edits):
+            framed = _model_size(retouch(picture, [e for e in edits if isinstance(e, Framing)]), spec)
+            edited = retouch(framed, [e for e in edits if isinstance(e, Tone)])
+        else:
+            edited = retouch(prepared, edits)
+        pixels.append(to_pixel_values(edited, spec))
+    scores: list[float] = []
+    for start in range(0, len(pixels), _BATCH):
+        batch = np.stack(pixels[start : start + _BATCH])  # [B, 3, S, S]
+        scores += [score.mean for score in scorer.score_pixels(batch, [{} for _ in batch])]
+    return [
+        Suggestion(candidate.edit, after, after - before, candidate.support)
+        for candidate, after in zip(kept, scores, strict=True)
+    ]
+
+
+def rank(tried: Iterable[Suggestion]) -> list[Suggestion]:
+    """The best magnitude of each kind of edit that gains and is not against the statistics, best kind first."""
+    best: dict[str, Suggestion] = {}
+    for suggestion in tried:
+        if suggestion.gain < LEAST_GAIN or suggestion.support < _LEAST_SUPPORT:
+            continue
+        known = best.get(suggestion.edit.name)
+        if known is None or suggestion.worth > known.worth:
+            best[suggestion.edit.name] = suggestion
+    return sorted(best.values(), key=lambda suggestion: -suggestion.worth)
+
+
+def _composable(suggestion: Suggestion, done: Sequence[Edit]) -> bool:
+    """Further edits need the picture's own support; framing needs more, because what it takes away does not come back."""
+    if suggestion.edit.name in {edit.name for edit in done}:
+        return False
+    if isinstance(suggestion.edit, Framing):
+        return suggestion.support >= _FRAMING_SUPPORT and suggestion.gain >= LEAST_FURTHER_GAIN
+    return not done or (suggestion.support > 0 and suggestion.gain >= LEAST_FURTHER_GAIN)
+
+
+def _model_size(picture: Image.Image, spec: PhotoSpec) -> Image.Image:
+    """The picture as `to_pixel_values` scales it, so that scaling again changes nothing."""
+    scale = spec.size / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
