@@ -34,7 +34,7 @@ test: .venv/installed .venv-triton/installed
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	MYPYPATH=runtime:train:export .venv/bin/mypy runtime/calm_runtime export/calm_export
+	MYPYPATH=runtime:train:export .venv/bin/mypy runtime/calm_runtime export/calm_export train/calm_train
 
 # Photographs no model of this project was trained on, and photographs to rate: PHOTOS=... RATED=...
 bench: .venv/installed

@@ -85,7 +85,7 @@ class MFAM(nn.Module):
 
     def forward(self, hidden: HiddenStates) -> Aligned:
         """Four hidden states [B, N, C] -> visual tokens and query outputs."""
-        states = {scale: self.qformers[scale](getattr(hidden, scale)) for scale in SCALES}
+        states: dict[str, Tensor] = {scale: self.qformers[scale](getattr(hidden, scale)) for scale in SCALES}
         tokens = [self.projections[scale](states[scale]) for scale in SCALES]
         tokens.append(self.thematic(hidden.thematic))
         return Aligned(torch.cat(tokens, dim=1), states)

@@ -46,7 +46,7 @@ def build_model(recipe: Recipe, seed: int) -> tuple[CalmForConditionalGeneration
             qformer_layers=parts.qformer_layers,
             qformer_heads=parts.qformer_heads,
             taps=parts.taps,
-            score_token_ids=tuple(tokenizer.token_to_id(token) for token in SCORE_TOKENS),
+            score_token_ids=tuple(_token_id(tokenizer, token) for token in SCORE_TOKENS),
         )
     )
     if "pretrained" in parts.vision:
@@ -55,6 +55,12 @@ def build_model(recipe: Recipe, seed: int) -> tuple[CalmForConditionalGeneration
     if "pretrained" in parts.text:
         model.llm = _with_score_tokens(parts.text["pretrained"], tokenizer, text)
     return model, tokenizer
+
+
+def _token_id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    assert found is not None  # added when the tokenizer was made
+    return found
 
 
 def describe_config(recipe: Recipe) -> CalmConfig:

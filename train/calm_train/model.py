@@ -62,7 +62,8 @@ class CalmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def prompt_embeds(self, image_embeds: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Place visual tokens by slot: before [B, S0] ids, image_embeds [B, T, D], after [B, S1] ids -> [B, S, D]."""
         embed = self.get_input_embeddings()
-        return torch.cat([embed(before), image_embeds.to(embed.weight.dtype), embed(after)], dim=1)
+        parts = embed(before), embed(after)
+        return torch.cat([parts[0], image_embeds.to(parts[0].dtype), parts[1]], dim=1)
 
     def forward(self, pixel_values: Tensor, before: Tensor, after: Tensor, **kwargs: Any) -> CalmOutput:
         """Logits for `before` ids + photo + `after` ids (right-padded rows: causal attention keeps them exact)."""

@@ -20,7 +20,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class LossWeights(_Strict):
+class LossWeights(_Strict, frozen=True):
     """Weight of each kind of loss; one of weight 0 is not computed."""
 
     contrastive: float = 0.0
@@ -41,7 +41,7 @@ class LossWeights(_Strict):
         return float(getattr(self, kind if scale in SCALES else name))
 
 
-class ModelRecipe(_Strict):
+class ModelRecipe(_Strict, frozen=True):
     """Encoder, LLM and MFAM's shape.
 
     vision, text: a Hugging Face config (`model_type` and its fields) for a part from scratch. With `pretrained: NAME` (a
@@ -59,7 +59,7 @@ class ModelRecipe(_Strict):
     name: str = "calm"
 
 
-class LanguageRecipe(_Strict):
+class LanguageRecipe(_Strict, frozen=True):
     """Training of a from-scratch LLM on cue texts."""
 
     steps: int
@@ -68,7 +68,7 @@ class LanguageRecipe(_Strict):
     sentences: int
 
 
-class LoraRecipe(_Strict):
+class LoraRecipe(_Strict, frozen=True):
     """Low-rank adapters on the LLM instead of tuning its own weights (PEFT); merged when the stage ends."""
 
     rank: int
@@ -77,7 +77,7 @@ class LoraRecipe(_Strict):
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-class StageRecipe(_Strict):
+class StageRecipe(_Strict, frozen=True):
     """One stage.
 
     pairs: photo pairs per optimiser step over all processes (twice as many views). text_every: one text task per so
@@ -101,14 +101,14 @@ class StageRecipe(_Strict):
     lora: LoraRecipe | None = None
 
 
-class AdaptRecipe(_Strict):
+class AdaptRecipe(_Strict, frozen=True):
     """The gentler stages that adapt a finished model to someone's photos or ratings."""
 
     pretrain: StageRecipe
     tune: StageRecipe
 
 
-class Recipe(_Strict):
+class Recipe(_Strict, frozen=True):
     """A whole run, from nothing to a checkpoint. language: only for an LLM from scratch."""
 
     model: ModelRecipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig
@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraModel
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from calm_runtime.errors import DataError
@@ -53,12 +53,12 @@ class StageTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.accelerator.unwrap_model(self.model), str(folder / STAGE_STATE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_model(model or self.model, str(Path(resume_from_checkpoint) / STAGE_STATE))
+        load_model(model or self.accelerator.unwrap_model(self.model), str(Path(resume_from_checkpoint) / STAGE_STATE))
 
 
 def processes() -> int:
@@ -151,5 +151,5 @@ def train_stage(
     trainer = StageTrainer(model=stage, args=arguments, train_dataset=dataset, data_collator=collator)
     trainer.train(resume_from_checkpoint=last if resume else None)
     if adapters is not None:
-        stage.model.llm = adapters.merge_and_unload()
+        stage.model.llm = cast(PreTrainedModel, adapters.merge_and_unload())
     return [entry for entry in trainer.state.log_history if "loss" in entry]

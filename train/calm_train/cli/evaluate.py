@@ -13,7 +13,7 @@ from rich.console import Console
 
 from calm_runtime import Calm
 from calm_runtime.errors import UsageError
-from calm_train.datasets import DATASETS, CaptionedPhoto, read_dataset
+from calm_train.datasets import DATASETS, CaptionedPhoto, RatedPhoto, read_dataset
 from calm_train.evaluation.captions import bundle_commenter, checkpoint_commenter, evaluate_captions
 from calm_train.evaluation.edits import attribute_accuracy, held_out_views, pairwise_edits
 from calm_train.evaluation.published import AVA_CAPTIONS, AVA_TEST
@@ -66,8 +66,9 @@ def evaluate(
         return
     scorer = open_scorer(checkpoint=checkpoint, bundle=bundle)
     if dataset is not None and root is not None:
-        agreement = evaluate_ratings(scorer, list(read_dataset(dataset, root, split)))
-        result: dict[str, Any] = {"dataset": dataset, "split": split, **asdict(agreement), **scorer.identity}
+        photos_rated = [r for r in read_dataset(dataset, root, split) if isinstance(r, RatedPhoto)]
+        agreement = evaluate_ratings(scorer, photos_rated)
+        result = {"dataset": dataset, "split": split, **asdict(agreement), **scorer.identity}
         text = rating_table(result)
     else:
         assert photos is not None  # checked above

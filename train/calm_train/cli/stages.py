@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from calm_train.plan import render
 from calm_train.recipe import StageName, load_recipe
 from calm_train.run import RunOptions, language_checkpoint, plan_run, run_stage
+
+FC = TypeVar("FC", bound=Callable[..., Any])
 
 RECIPE = click.option("--recipe", default="nano", show_default=True, help="nano, edge, full, a .yaml file or a folder.")
 SEED = click.option("--seed", default=1, show_default=True, help="Same seed, same run.")
@@ -23,7 +27,7 @@ def language(recipe: str, output: Path, seed: int) -> None:
     click.echo(language_checkpoint(load_recipe(recipe), output, seed))
 
 
-def _stage_options(stage: StageName, init_help: str) -> click.decorators.FC:
+def _stage_options(stage: StageName, init_help: str) -> Callable[[FC], FC]:
     options = [
         RECIPE,
         click.option(
@@ -49,7 +53,7 @@ def _stage_options(stage: StageName, init_help: str) -> click.decorators.FC:
         click.option("--dry-run", is_flag=True, help="Print what would be done - settings, parameters, memory - and stop."),
     ]  # fmt: skip
 
-    def decorate(function: click.decorators.FC) -> click.decorators.FC:
+    def decorate(function: FC) -> FC:
         for option in reversed(options):
             function = option(function)
         return function

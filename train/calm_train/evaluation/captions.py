@@ -67,13 +67,14 @@ def checkpoint_commenter(checkpoint: str | Path) -> Commenter:
     model, tokenizer, info = load_checkpoint(find_checkpoint(checkpoint))
     encoder = PromptEncoder(tokenizer, model.config.text_config)
     before, after = (torch.tensor([ids]) for ids in split_prompt(info.prompts["comment"], encoder))
+    generate: Callable[..., torch.Tensor] = model.llm.generate  # type: ignore[assignment]
     barred = [[token] for token in model.config.score_token_ids]
 
     @torch.inference_mode()
     def comment(source: PhotoSource) -> str:
         pixels = torch.from_numpy(to_pixel_values(load_photo(photo_input(source), info.photo), info.photo))[None]
         embeds = model.prompt_embeds(model.look(pixels).image_embeds, before, after)
-        ids = model.llm.generate(
+        ids = generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
             max_new_tokens=LONGEST,

@@ -47,7 +47,8 @@ def _tilt_cropped(picture: Picture, degrees: float) -> Picture:
     zoom = min(w / (w * math.cos(angle) + h * math.sin(angle)), h / (h * math.cos(angle) + w * math.sin(angle)))
     turned = picture.rotate(degrees, Image.Resampling.BICUBIC)
     box = (w * (1 - zoom) / 2, h * (1 - zoom) / 2, w * (1 + zoom) / 2, h * (1 + zoom) / 2)
-    return turned.crop(tuple(round(v) for v in box))
+    left, top, right, bottom = (round(v) for v in box)
+    return turned.crop((left, top, right, bottom))
 
 
 SPOILED: dict[str, Callable[[Picture], Picture]] = {

@@ -85,4 +85,4 @@ def open_scorer(*, checkpoint: str | Path | None = None, bundle: str | Path | No
     """Scorer of a checkpoint, of a bundle, or of the built-in bundle when neither is given."""
     if checkpoint is not None:
         return CheckpointScorer(checkpoint)
-    return BundleScorer(Calm.load(bundle))
+    return BundleScorer(Calm.load(Path(bundle) if bundle else None))
