@@ -1,6 +1,7 @@
 """Score photos with a CALM bundle and nothing of CALM: onnxruntime, numpy, Pillow and tokenizers.
 
-The companion of bundle.md, as short as it can be: `python read_bundle.py BUNDLE PHOTO...` prints one score per line.
+The companion of bundle.md, as short as it can be: `python read_bundle.py BUNDLE PHOTO...` prints one JSON object per
+photo with its score, spread and attributes.
 """
 
 import json
@@ -41,13 +42,15 @@ def decode(path: str, spec: dict) -> Image.Image:
 
 
 def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
     if profile:
-        source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if picture.mode != "RGB" or not ImageCms.getProfileDescription(source).startswith("sRGB"):
-            try:
+        try:
+            source = ImageCms.ImageCmsProfile(BytesIO(profile))
+            if picture.mode != "RGB" or not ImageCms.getProfileDescription(source).startswith("sRGB"):
                 return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            except ImageCms.PyCMSError:
-                pass  # a profile that does not fit the picture is ignored
+        except (OSError, ImageCms.PyCMSError):
+            pass  # a profile that is broken or does not fit the picture is ignored
     return picture.convert("RGB")
 
 
@@ -88,6 +91,24 @@ def split_prompt(prompt: list, tokenizer: Tokenizer, bos: int) -> tuple[list, li
     return before, after
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def name_levels(attributes: list, probabilities: np.ndarray) -> dict:
+    """Probabilities [A, 3] -> attribute name -> most probable level, and the probability of each level."""
+    named = {}
+    for attribute, row in zip(attributes, probabilities, strict=True):
+        levels = [level["name"] for level in attribute["levels"]]
+        named[attribute["name"]] = {
+            "level": levels[row.argmax()],
+            "probabilities": dict(zip(levels, row.tolist(), strict=True)),
+        }
+    return named
+
+
 def run(session: onnxruntime.InferenceSession, feeds: dict) -> dict:
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
 
@@ -105,7 +126,8 @@ def main(bundle: Path, photos: list[str]) -> None:
     for photo in photos:
         pixels = to_pixel_values(decode(photo, manifest["photo"]), manifest["photo"])
         hidden = run(sessions["vision_encoder"], {"pixel_values": pixels})
-        image_embeds = run(sessions["aligner"], hidden)["image_embeds"]  # [1, T, D]
+        aligned = run(sessions["aligner"], hidden)
+        image_embeds = aligned["image_embeds"]  # [1, T, D]
         embeds = np.concatenate([table[before][None], image_embeds, table[after][None]], axis=1).astype(np.float32)
         feeds = {"inputs_embeds": embeds, "attention_mask": np.ones(embeds.shape[:2], np.int64)}
         for layer in range(llm["layers"]):
@@ -113,11 +135,12 @@ def main(bundle: Path, photos: list[str]) -> None:
                 empty = np.zeros((1, llm["kv_heads"], 0, llm["head_dim"]), np.float32)
                 feeds[f"past_key_values.{layer}.{half}"] = empty
         logits = run(sessions["llm"], feeds)["logits"][0, -1]  # [V]
-        chosen = logits[score["token_ids"]].astype(np.float64)
-        histogram = np.exp(chosen - chosen.max())
-        histogram /= histogram.sum()
-        mean = histogram @ np.arange(score["low"], score["high"] + 1)
-        print(f"{mean:.6f} {photo}")
+        histogram = softmax(logits[score["token_ids"]])
+        ratings = np.arange(score["low"], score["high"] + 1)
+        mean = histogram @ ratings
+        spread = np.sqrt(max(0.0, histogram @ ratings**2 - mean**2))
+        attributes = name_levels(manifest["attributes"], softmax(aligned["attribute_logits"][0]))
+        print(json.dumps({"path": photo, "score": mean, "std": spread, "attributes": attributes}))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import pytest
+from PIL import Image, ImageCms
 from tiny_models import make_photo
 
 from calm_runtime import Calm
@@ -16,8 +18,15 @@ from calm_runtime import Calm
 pytest_plugins = ["export_fixtures"]
 
 PROGRAM = Path(__file__).resolve().parents[1] / "docs" / "read_bundle.py"
+SPECIFICATION = PROGRAM.with_name("bundle.md")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ALLOWED = {"onnxruntime", "numpy", "PIL", "tokenizers"}
+
+
+def other_profile(srgb: bytes) -> bytes:
+    """A colour profile that is valid and far from sRGB: its red and green are exchanged."""
+    renamed = srgb.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    return renamed.replace(b"rXYZ", b"....").replace(b"gXYZ", b"rXYZ").replace(b"....", b"gXYZ")
 
 
 def hard_photos(folder: Path) -> list[Path]:
@@ -37,6 +46,14 @@ def hard_photos(folder: Path) -> list[Path]:
     faded.save(folder / "faded.png")
     wide.resize((301, 77)).quantize(16).save(folder / "palette.png")
     make_photo(5).save(folder / "plain.webp", quality=90)
+    deep = np.asarray(wide.convert("L").resize((400, 300)), np.uint16) * 257
+    Image.fromarray(deep).save(folder / "deep_grey.png")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    coloured = make_photo(7)
+    coloured.save(folder / "srgb_profile.jpg", icc_profile=srgb)
+    coloured.save(folder / "other_profile.jpg", icc_profile=other_profile(srgb))
+    coloured.save(folder / "broken_profile.jpg", icc_profile=b"not a profile")
+    coloured.convert("L").save(folder / "foreign_profile.jpg", icc_profile=srgb)
     return sorted(folder.iterdir())
 
 
@@ -56,9 +73,31 @@ def test_a_reader_of_the_specification_gets_the_same_scores(tiny_bundle: Path, t
         [sys.executable, str(PROGRAM), str(tiny_bundle), *map(str, photos)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = [float(line.split()[0]) for line in done.stdout.splitlines()]
+    found = {record["path"]: record for record in map(json.loads, done.stdout.splitlines())}
+    assert list(found) == [str(photo) for photo in photos]
     with Calm.load(tiny_bundle) as calm:
-        expected = [calm.score(photo).mean for photo in photos]
-    assert np.std(expected) > 0.1  # the photos are told apart, or agreement would mean nothing
-    for photo, ours, theirs in zip(photos, expected, found, strict=True):
-        assert abs(ours - theirs) <= 0.01, photo.name
+        expected = {str(photo): calm.score(photo) for photo in photos}
+    assert np.std([score.mean for score in expected.values()]) > 0.1  # or agreement would mean nothing
+    for photo, score in expected.items():
+        assert abs(score.mean - found[photo]["score"]) <= 0.01, photo
+        assert abs(score.std - found[photo]["std"]) <= 0.01, photo
+        assert found[photo]["attributes"].keys() == score.attributes.keys()
+        for name, reading in score.attributes.items():
+            assert found[photo]["attributes"][name]["probabilities"] == pytest.approx(reading.probabilities, abs=0.01)
+    shown = {
+        str(tmp_path / name): expected[str(tmp_path / name)].mean for name in ("srgb_profile.jpg", "other_profile.jpg")
+    }
+    assert len({round(mean, 2) for mean in shown.values()}) == 2  # the colour profile matters
+
+
+def test_the_specification_names_every_key_of_the_manifest(tiny_bundle: Path) -> None:
+    """A program that refuses unknown keys, as it should, must know them all."""
+    page = SPECIFICATION.read_text("utf-8")
+    manifest = json.loads((tiny_bundle / "manifest.json").read_bytes())
+    names = set(manifest)
+    for section in ("model", "photo", "visual_tokens", "score", "llm", "provenance"):
+        names |= manifest[section].keys()
+    for section in ("graphs", "attributes", "golden", "parity"):
+        names |= manifest[section][0].keys()
+    names |= manifest["provenance"]["options"].keys() | next(iter(manifest["files"].values())).keys()
+    assert not {name for name in names if f"`{name}`" not in page}

@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from tiny_models import make_config, make_tokenizer
+from transformers import GPT2Config, Phi3Config, PretrainedConfig
 
 from calm_export.llm import export_embed_tokens, export_llm, llm_spec, write_llm_source
-from calm_runtime.errors import ExportError
+from calm_runtime.errors import ExportError, UsageError
 from calm_runtime.llm import LanguageModel, read_embed_tokens
 from calm_runtime.onnx_session import OnnxSession
+from calm_train.config import CalmConfig
 from calm_train.model import CalmForConditionalGeneration
+
+TOKENS: dict[str, Any] = {"vocab_size": 384, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+PHI3: dict[str, Any] = TOKENS | {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+FACTORS = [1.0 + 0.2 * index for index in range(8)]  # one per pair of a head's 16 channels
+LONG_ROPE = {"rope_type": "longrope", "type": "longrope", "rope_theta": 10000.0,
+             "short_factor": FACTORS, "long_factor": [2 * factor for factor in FACTORS]}  # fmt: skip
+
+
+def with_llm(text: PretrainedConfig) -> CalmForConditionalGeneration:
+    torch.manual_seed(0)
+    base = make_config()
+    config = CalmConfig(
+        base.vision_config, text, queries=base.queries, qformer_layers=1, qformer_heads=2, taps=(1, 2, 3), cue_width=16,
+        score_token_ids=tuple(base.score_token_ids),
+    )  # fmt: skip
+    return CalmForConditionalGeneration(config).eval()
 
 
 def model_of(llm: str) -> CalmForConditionalGeneration:
+    if llm == "phi3":
+        return with_llm(Phi3Config(**PHI3, original_max_position_embeddings=512))
+    if llm == "phi3 longrope":
+        return with_llm(Phi3Config(**PHI3, original_max_position_embeddings=256, rope_parameters=LONG_ROPE))
     torch.manual_seed(0)
     return CalmForConditionalGeneration(make_config("clip" if llm == "llama" else "siglip", llm)).eval()
 
@@ -30,7 +56,7 @@ def exported(model: CalmForConditionalGeneration, folder: Path, precision: str =
     return LanguageModel(session, read_embed_tokens(folder / "e.safetensors"), llm_spec(model.config.text_config))
 
 
-@pytest.mark.parametrize("llm", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("llm", ["llama", "qwen2", "qwen3", "phi3", "phi3 longrope"])
 def test_the_graph_answers_as_torch_does(tmp_path: Path, llm: str) -> None:
     model = model_of(llm)
     decoder = exported(model, tmp_path)
@@ -81,6 +107,35 @@ def test_the_float16_graph_for_cuda_is_right_on_any_device(tmp_path: Path) -> No
 
 def test_a_folder_that_is_no_llm_is_refused_with_the_builders_log(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ExportError, match="cannot build the LLM as fp32"):
+    with pytest.raises(ExportError, match="cannot build the LLM .no architecture named. as fp32"):
         export_llm(tmp_path, "fp32", tmp_path / "llm")
+    assert not (tmp_path / "llm").exists()
+
+
+def test_a_sliding_window_bounds_the_context_because_the_graph_has_none(tmp_path: Path) -> None:
+    model = with_llm(Phi3Config(**PHI3, original_max_position_embeddings=512, sliding_window=9))
+    decoder = exported(model, tmp_path)
+    assert decoder.spec.context_length == 9
+    embeds = torch.randn(1, 10, 64) * 0.05
+    with torch.inference_mode():
+        expected = model.llm(inputs_embeds=embeds[:, :9]).logits[:, -1].numpy()
+    logits, _ = decoder.prefill(embeds[:, :9].numpy())
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    with pytest.raises(UsageError, match="the model reads 9"):
+        decoder.prefill(embeds.numpy())
+
+
+@pytest.mark.parametrize(
+    ("text", "architecture"),
+    [
+        (GPT2Config(**TOKENS, n_embd=64, n_layer=2, n_head=4, n_positions=512), "GPT2LMHeadModel"),
+        (Phi3Config(**PHI3), "Phi3ForCausalLM"),  # names a longer original context but no longrope
+    ],
+)
+def test_an_architecture_the_builder_cannot_do_is_named(
+    tmp_path: Path, text: PretrainedConfig, architecture: str
+) -> None:
+    source = write_llm_source(with_llm(text), make_tokenizer(384), tmp_path / "source")
+    with pytest.raises(ExportError, match=rf"cannot build the LLM \({architecture}\) as fp32"):
+        export_llm(source, "fp32", tmp_path / "llm")
     assert not (tmp_path / "llm").exists()

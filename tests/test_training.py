@@ -126,7 +126,7 @@ def test_ratings_adapt_a_finished_model(folder, tuned):
     assert "6 steps" in run("tune", *common, "--rating-scale", 1, 5, "-o", folder / "taste")
     before, _, _ = load_checkpoint(tuned)
     after, _, info = load_checkpoint(folder / "taste")
-    assert info.model.name == "tiny adapted"
+    assert (info.model.name, info.stage) == ("tiny adapted", "tune")
     assert "3 labels of ratings" in info.model.data_note
     assert not torch.equal(before.llm.lm_head.weight, after.llm.lm_head.weight)
 

@@ -1,23 +1,47 @@
-"""`calm export`: a checkpoint becomes a bundle."""
+"""`calm export`: a checkpoint becomes a bundle; `calm export verify`: a bundle is compared with its checkpoint."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from calm_runtime.bundle import Manifest
-from calm_runtime.errors import CalmError
+from calm_runtime.errors import CalmError, UsageError
+
+if TYPE_CHECKING:
+    from calm_export.stages import VerifyReport
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+VERIFY = "verify"
+
+
+class ExportCommand(click.Command):
+    """A command with arguments of its own that hands over to `verify` when that is its first word."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args and args[0] == VERIFY:
+            return verify.make_context(f"{info_name} {VERIFY}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
 
 
 @click.command(
     "export",
-    epilog="The bundle appears only when every parity gate is met; the CPU graphs are always part of it.",
+    cls=ExportCommand,
+    epilog="The bundle appears only when every parity gate is met; the CPU graphs are always part of it. "
+    "A checkpoint folder that is called verify is given as ./verify.",
 )
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the new bundle.")
@@ -62,6 +86,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Photos whose scores the bundle carries for `calm check`; default: the project's examples.",
 )
+@click.option(
+    "--allow-drift",
+    is_flag=True,
+    help="Write the bundle even when it misses a gate. It is marked, and `calm check` fails it.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--verbose", is_flag=True, help="Log every step and parity figure.")
 def export(
@@ -73,21 +102,26 @@ def export(
     engine_precision: str,
     photos: Path | None,
     examples: Path | None,
+    allow_drift: bool,
     overwrite: bool,
     verbose: bool,
 ) -> None:
-    """Export CHECKPOINT to a bundle for `calm score`."""
+    """Export CHECKPOINT to a bundle for `calm score`, or compare a bundle with its checkpoint.
+
+    \b
+    Examples:
+      calm export models/calm-nano -o my-bundle
+      calm export models/calm-nano -o my-bundle --target cpu --target tensorrt-rtx
+      calm export verify my-bundle --checkpoint models/calm-nano --report report/
+
+    `calm export verify --help` explains the comparison. docs/export.md says which target is for which device.
+    """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
     console = Console(stderr=True)
-    try:
-        from transformers.utils.logging import disable_progress_bar
+    _require_packages()
+    from calm_export.bundle import export_bundle
+    from calm_export.options import ExportOptions
 
-        from calm_export.bundle import ExportOptions, export_bundle
-        from calm_export.photos import photo_files
-    except ImportError as error:
-        raise click.ClickException(f"export needs more packages ({error}); pip install calm-edge[export]") from error
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    folder = examples or (EXAMPLES if EXAMPLES.is_dir() else None)
     try:
         options = ExportOptions(
             targets=tuple(dict.fromkeys(("cpu", *targets))),
@@ -95,8 +129,9 @@ def export(
             devices=tuple(dict.fromkeys(devices)),
             engine_precision="fp16" if engine_precision == "fp16" else "fp32",
             photos=photos,
-            examples=tuple(photo_files(folder)) if folder else (),
+            examples=_examples(examples),
             overwrite=overwrite,
+            allow_drift=allow_drift,
         )
         with console.status("exporting") as status:
             manifest = export_bundle(checkpoint, output, options, status.update)
@@ -105,11 +140,118 @@ def export(
     _show(console, output, manifest)
 
 
+@click.command(VERIFY)
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--checkpoint",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The checkpoint the bundle should compute the same as.",
+)
+@click.option(
+    "--photos",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with 100 photos or more; default: edited examples, as in the export.",
+)
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Folder for verify.json and verify.html; not inside the bundle."
+)
+@click.option("--json", "as_json", is_flag=True, help="One object per stage and line.")
+@click.pass_context
+def verify(
+    ctx: click.Context, bundle: Path, checkpoint: Path, photos: Path | None, report: Path | None, as_json: bool
+) -> None:
+    """Compare BUNDLE with the checkpoint in PyTorch, stage by stage, on 100 photos or more.
+
+    Stages: pixels, four hidden states, image_embeds, attribute_logits, prefill logits, score, greedy text. Each side
+    goes its own way from the picture on, so the first stage that fails is where the two part. Quantised weights are
+    also compared with the checkpoint's, rounded in the same way. Engines are listed with their builder's evidence.
+
+    \b
+    Examples:
+      calm export verify my-bundle --checkpoint models/calm-nano
+      calm export verify my-bundle --checkpoint models/calm-nano --photos PHOTOS --report report/
+
+    Exit code: 0 every stage met its gate, 1 a stage did not, 2 wrong use.
+    """
+    console = Console(stderr=True)
+    _require_packages()
+    from calm_export.verify import verify_bundle
+    from calm_export.verify_page import check_report_folder, write_report
+
+    try:
+        if report:
+            check_report_folder(report, bundle)
+        with console.status("verifying") as status:
+            found = verify_bundle(bundle, checkpoint, photos, _examples(None), status.update)
+        if report:
+            write_report(report, found)
+    except UsageError as error:
+        raise click.UsageError(str(error), ctx) from error
+    except CalmError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        for row in found.report.stages:
+            click.echo(msgspec.json.encode(row))
+    else:
+        Console().print(_stage_table(found.report))
+        if not found.report.same_checkpoint:
+            console.print("The bundle was exported from another checkpoint than this one.")
+    if not found.report.passed:
+        click.echo(f"calm: {bundle} fails at {found.report.first_failing_stage}", err=True)
+        ctx.exit(1)
+
+
+def _require_packages() -> None:
+    """Raise ClickException with the remedy when a package of the export is missing; quieten those that are there."""
+    try:
+        from transformers.utils.logging import disable_progress_bar
+
+        importlib.import_module("calm_export.bundle")
+    except ImportError as error:
+        raise click.ClickException(f"export needs more packages ({error}); pip install calm-edge[export]") from error
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _examples(folder: Path | None) -> tuple[Path, ...]:
+    """The photos of a folder, or of the project's examples where they are at hand."""
+    from calm_export.photos import photo_files
+
+    chosen = folder or (EXAMPLES if EXAMPLES.is_dir() else None)
+    return tuple(photo_files(chosen)) if chosen else ()
+
+
+def _stage_table(report: VerifyReport) -> Table:
+    from calm_export.verify_page import figure
+
+    title = f"{report.model} against its checkpoint on {len(report.photos)} photos"
+    table = Table("stage", "engine", "against", "cosine", "difference", "SRCC", "gate", "", title=title)
+    marks = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "not run"}
+    for row in report.stages:
+        agreed = [f"agreement {figure(row.agreement)}"] if row.agreement is not None else []
+        notes = [*agreed, *([row.note] if row.note else [])]
+        table.add_row(
+            row.stage,
+            f"{row.engine}, {row.precision}",
+            row.reference or "",
+            figure(row.cosine),
+            figure(row.max_difference),
+            figure(row.srcc),
+            escape("\n".join([row.gate, *notes] if row.gate else notes)),
+            marks[row.passed],
+        )
+    return table
+
+
 def _show(console: Console, output: Path, manifest: Manifest) -> None:
-    table = Table("stage", "figure", "value", "gate", title=f"parity on {manifest.parity[0].photos} photos")
+    table = Table("stage", "figure", "value", "gate", "", title=f"parity on {manifest.parity[0].photos} photos")
     for row in manifest.parity:
-        table.add_row(row.stage, row.metric, f"{row.value:.5f}", f"{row.gate:g}")
+        table.add_row(
+            row.stage, row.metric, f"{row.value:.5f}", f"{row.gate:g}", "" if row.passed else "[red]MISSED[/]"
+        )
     console.print(table)
+    if manifest.drift_allowed:
+        console.print("[red]This bundle is not the same model as its checkpoint[/]; it is marked as drifted.")
     for engine in manifest.engines:
         console.print(
             f"{engine.path}: {engine.network_layers} layers became {engine.engine_layers}, "

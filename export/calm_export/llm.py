@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -43,11 +44,19 @@ def llm_spec(config: PretrainedConfig) -> LlmSpec:
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         vocab_size=config.vocab_size,
-        context_length=config.max_position_embeddings,
+        context_length=_context_length(config),
         bos_token_id=config.bos_token_id,
         eos_token_id=eos,
         pad_token_id=eos if config.pad_token_id is None else config.pad_token_id,
     )
+
+
+def _context_length(config: PretrainedConfig) -> int:
+    """Positions the decoder may read. The builder drops a sliding window from most architectures without a word;
+    up to the window's length, attention is the same with and without it.
+    """
+    longest: int = config.max_position_embeddings
+    return min(longest, getattr(config, "sliding_window", None) or longest)
 
 
 def write_llm_source(model: CalmForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> Path:
@@ -82,28 +91,36 @@ def export_llm(source: Path, precision: LlmPrecision, folder: Path, provider: Pr
         )
         if result.returncode != 0 or not (built / "model.onnx").is_file():
             log = (result.stdout + result.stderr)[-_LOG_TAIL:]
-            raise ExportError(f"onnxruntime-genai cannot build the LLM as {precision}:\n{log}")
+            raise ExportError(
+                f"onnxruntime-genai cannot build the LLM ({_architecture(source)}) as {precision}:\n{log}"
+            )
         proto = onnx.load(str(built / "model.onnx"))
-        _check(proto, precision)
+        _check(proto, precision, _architecture(source))
         files = write_graph(proto, folder / "model.onnx")
         config = folder / GENAI_CONFIG
         config.write_bytes((built / GENAI_CONFIG).read_bytes())
     return (*files, config)
 
 
-def _check(proto: onnx.ModelProto, precision: LlmPrecision) -> None:
+def _architecture(source: Path) -> str:
+    """What the folder's configuration calls its model class."""
+    named = json.loads((source / "config.json").read_bytes()).get("architectures")
+    return str(named[0]) if named else "no architecture named"
+
+
+def _check(proto: onnx.ModelProto, precision: LlmPrecision, architecture: str) -> None:
     """The builder ignores options it does not know: trust the graph, not the request."""
     nodes = list(proto.graph.node)
     inputs = {value.name for value in proto.graph.input}
     if not any(node.op_type == "GroupQueryAttention" for node in nodes):
-        raise ExportError("the LLM was built without fused GroupQueryAttention; this architecture is not supported")
+        raise ExportError(f"{architecture} was built without fused GroupQueryAttention: not a supported LLM")
     if "inputs_embeds" not in inputs or "past_key_values.0.key" not in inputs:
-        raise ExportError(f"the LLM's graph takes {sorted(inputs)}: no inputs_embeds or no KV cache")
+        raise ExportError(f"the graph of {architecture} takes {sorted(inputs)}: no inputs_embeds or no KV cache")
     quantised = [node for node in nodes if node.op_type == "MatMulNBits"]
     bits = {attribute.i for node in quantised for attribute in node.attribute if attribute.name == "bits"}
     wanted = {_WEIGHT_BITS[precision]} if precision in _WEIGHT_BITS else set()
     if bits != wanted:
-        raise ExportError(f"the LLM was asked for as {precision}, but its products have {bits or 'no'} weight bits")
+        raise ExportError(f"{architecture} was asked for as {precision}, but has weights of {bits or 'no'} bits")
 
 
 def export_embed_tokens(model: CalmForConditionalGeneration, path: Path, dtype: torch.dtype) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
@@ -16,18 +17,26 @@ _SEED = 20
 _DRAWN = 8
 
 
+class GatePhoto(NamedTuple):
+    """One photo of the gate: what to call it, and its RGB picture."""
+
+    name: str
+    picture: Image.Image
+
+
 def photo_files(folder: Path) -> list[Path]:
     """Photo files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
 
 
-def parity_photos(spec: PhotoSpec, photos: Path | None, examples: Sequence[Path]) -> Iterator[Image.Image]:
-    """RGB pictures for the gate: all readable ones of `photos`, or PARITY_PHOTOS edits of `examples`.
+def parity_photos(spec: PhotoSpec, photos: Path | None, examples: Sequence[Path]) -> Iterator[GatePhoto]:
+    """Photos for the gate: all readable ones of `photos`, or PARITY_PHOTOS edits of `examples`.
 
     Raises ExportError when the folder has fewer than PARITY_PHOTOS readable photos.
     """
     if photos is None:
-        yield from _edited([load_photo(path, spec) for path in examples] or [_draw(seed) for seed in range(_DRAWN)])
+        given = [GatePhoto(path.name, load_photo(path, spec)) for path in examples]
+        yield from _edited(given or [GatePhoto(f"drawing {seed}", _draw(seed)) for seed in range(_DRAWN)])
         return
     count = 0
     for path in photo_files(photos):
@@ -36,17 +45,18 @@ def parity_photos(spec: PhotoSpec, photos: Path | None, examples: Sequence[Path]
         except PhotoError:
             continue
         count += 1
-        yield picture
+        yield GatePhoto(path.relative_to(photos).as_posix(), picture)
     if count < PARITY_PHOTOS:
         raise ExportError(f"{photos}: {count} readable photos, the parity gate needs {PARITY_PHOTOS} or more")
 
 
-def _edited(pictures: Sequence[Image.Image]) -> Iterator[Image.Image]:
-    """The pictures themselves, then crops and edits of them drawn from a fixed seed."""
+def _edited(given: Sequence[GatePhoto]) -> Iterator[GatePhoto]:
+    """The photos themselves, then crops and edits of them drawn from a fixed seed."""
     rng = np.random.default_rng(_SEED)
-    yield from pictures[:PARITY_PHOTOS]
-    for index in range(PARITY_PHOTOS - len(pictures)):
-        yield _edit(pictures[index % len(pictures)], rng)
+    yield from given[:PARITY_PHOTOS]
+    for index in range(PARITY_PHOTOS - len(given)):
+        name, picture = given[index % len(given)]
+        yield GatePhoto(f"{name}, edit {index + 1}", _edit(picture, rng))
 
 
 def _edit(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -147,7 +147,10 @@ class Provenance(_Struct, frozen=True):
 
 
 class Manifest(_Struct, frozen=True):
-    """manifest.json. Unknown keys are refused, so that a reader never half-understands a bundle."""
+    """manifest.json. Unknown keys are refused, so that a reader never half-understands a bundle.
+
+    drift_allowed: a parity gate was missed and the bundle was written all the same (`calm export --allow-drift`).
+    """
 
     format_version: int
     model: ModelInfo

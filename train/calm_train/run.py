@@ -45,6 +45,7 @@ class RunOptions:
     ratings: Path | None
     rating_scale: tuple[float, float]
     init: str | None
+    name: str | None
     max_steps: int | None
     save_every: int
     resume: bool
@@ -100,10 +101,10 @@ def run_stage(options: RunOptions) -> str:
     if is_main_process():
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        described = _info(recipe, info, options.stage, {**data.counts(), "photos": len(pictures)})
+        described = _info(recipe, info, options.stage, {**data.counts(), "photos": len(pictures)}, options.name)
         save_checkpoint(options.output, model, tokenizer, described)
         if history:
-            facts = {"start": start, "steps": settings.steps, "minutes": f"{minutes:.1f}", **data.counts()}
+            facts = {"start": start.name, "steps": settings.steps, "minutes": f"{minutes:.1f}", **data.counts()}
             line += f"; {write_report(options.output, f'{recipe.model.name}: {options.stage}', facts, history)}"
     return line
 
@@ -202,13 +203,15 @@ def _limited(settings: StageRecipe, max_steps: int | None) -> StageRecipe:
     return msgspec.structs.replace(settings, steps=max_steps) if max_steps else settings
 
 
-def _info(recipe: Recipe, before: CheckpointInfo, stage: StageName | str, counts: dict[str, int]) -> CheckpointInfo:
+def _info(
+    recipe: Recipe, before: CheckpointInfo, stage: StageName | str, counts: dict[str, int], name: str | None = None
+) -> CheckpointInfo:
     adapted = before.stage == "tune" and bool(before.model.name)
     labels = [f"{count} labels of {name}" for name, count in counts.items() if name != "photos"]
     note = f"{counts['photos']} photographs, with {', '.join(labels) or 'no human rating'}."
     return CheckpointInfo(
         model=ModelInfo(
-            name=f"{before.model.name} adapted" if adapted else recipe.model.name,
+            name=name or (f"{before.model.name} adapted" if adapted else recipe.model.name),
             version="0.2.0",
             licence="Apache-2.0 for the code; see the data note for the weights",
             data_note=f"{before.model.data_note} Then adapted on {note}" if adapted else f"Trained on {note}",
@@ -216,7 +219,7 @@ def _info(recipe: Recipe, before: CheckpointInfo, stage: StageName | str, counts
         ),
         photo=before.photo,
         prompts=before.prompts,
-        stage=stage,  # type: ignore[arg-type]
+        stage="tune" if adapted else stage,  # type: ignore[arg-type]
     )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from calm_runtime.cli.inputs import load_model, model_options
 from calm_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from calm_runtime.bundle import Manifest
 
 # Other processors round the same graph differently; a wrong graph, decoder or precision is far outside of this.
 GOLDEN_TOLERANCE = 0.05
@@ -29,7 +32,7 @@ class Finding:
 @click.option("--json", "as_json", is_flag=True, help='One {"check", "passed", "detail"} object per line.')
 @model_options
 def check(as_json: bool, bundle: str | None, engine: str, threads: int | None) -> int:
-    """Is this install right? Checks the digest of every file, then the scores of known photos.
+    """Is this install right? Checks the digest of every file, what the export proved, and the scores of known photos.
 
     \b
     Examples:
@@ -50,7 +53,8 @@ def check(as_json: bool, bundle: str | None, engine: str, threads: int | None) -
             "files",
             not faults,
             "; ".join(faults) or f"{name}, digest {opened.digest[:12]}, {len(manifest.files)} files intact",
-        )
+        ),
+        _parity(manifest),
     ]
     if not faults:
         with load_model(bundle, engine, threads) as model:
@@ -69,6 +73,24 @@ def _engine_names(model: Any) -> str:
     choice = model.engine
     stages = {stage: getattr(choice, stage) for stage in ("vision_encoder", "aligner", "llm")}
     return ", ".join(f"{stage} on {c.library} {c.device} ({c.graph.precision})" for stage, c in stages.items())
+
+
+def _parity(manifest: Manifest) -> Finding:
+    """What the export measured: is the bundle the model it was made from?"""
+    if manifest.drift_allowed:
+        missed = [
+            f"{r.stage} {r.metric} is {r.value:g}, the gate is {r.gate:g}" for r in manifest.parity if not r.passed
+        ]
+        return Finding(
+            "parity",
+            False,
+            "this bundle does not compute what its checkpoint computes: it was exported with --allow-drift although "
+            + ("; ".join(missed) or "a gate was missed")
+            + ". Do not trust its scores; export it again without --allow-drift",
+        )
+    if not manifest.parity:
+        return Finding("parity", True, "the bundle does not say how it was compared with its checkpoint")
+    return Finding("parity", True, f"the export met its {len(manifest.parity)} gates against the checkpoint")
 
 
 def _golden(model: Any) -> Iterator[Finding]:

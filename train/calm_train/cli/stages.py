@@ -46,6 +46,7 @@ def _stage_options(stage: StageName, init_help: str) -> Callable[[FC], FC]:
             "--rating-scale", type=float, nargs=2, default=(1, 10), show_default=True, help="Worst and best rating."
         ),
         click.option("--init", metavar="CHECKPOINT", help=init_help),
+        click.option("--name", help="Name of the model; default: the recipe's, with `adapted` when a finished one goes on."),
         click.option("--max-steps", type=click.IntRange(1), help="Instead of the recipe's number of steps."),
         click.option("--save-every", default=200, show_default=True, help="Steps between resumable checkpoints."),
         click.option("--resume", is_flag=True, help="Go on from the last resumable checkpoint in the output folder."),

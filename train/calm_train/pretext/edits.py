@@ -199,12 +199,12 @@ def compress(rgb: Tensor, severity: float, rng: np.random.Generator) -> Tensor:
     kind = rng.integers(4)
     buffer = io.BytesIO()
     if kind == 3:
-        picture.save(buffer, "WEBP", quality=max(1, round(18 - 17 * severity)), method=0)
+        picture.save(buffer, "WEBP", quality=max(1, round(12 - 11 * severity)), method=0)
     else:
         if kind == 2:
             factor = 1 - 0.35 * severity
             picture = picture.resize((round(size[0] * factor), round(size[1] * factor)), Image.Resampling.BILINEAR)
-        quality = max(2, round(26 - 22 * severity))
+        quality = max(2, round(16 - 13 * severity))
         picture.save(buffer, "JPEG", quality=quality, subsampling=int(rng.choice([0, 2])))
     with Image.open(buffer) as stored:
         decoded = stored.convert("RGB").resize(size, Image.Resampling.BILINEAR)
@@ -263,19 +263,19 @@ def tilt(rgb: Tensor, severity: float, rng: np.random.Generator, sign: int = 0) 
 EDITS: dict[str, Edit] = {
     edit.name: edit
     for edit in (
-        Edit("tilt left", 0.75, 2.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, 1)),
-        Edit("tilt right", 0.75, 2.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, -1)),
+        Edit("tilt left", 0.75, 3.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, 1)),
+        Edit("tilt right", 0.75, 3.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, -1)),
         Edit("underexposed", 0.95, 0.8, False, underexpose),
-        Edit("overexposed", 0.90, 1.3, False, overexpose),
+        Edit("overexposed", 0.90, 1.6, False, overexpose),
         Edit("flat", 0.85, 0.8, False, flatten_contrast),
         Edit("hazy", 0.75, 0.8, False, haze),
-        Edit("desaturated", 0.70, 1.0, False, desaturate),
+        Edit("desaturated", 0.70, 1.2, False, desaturate),
         Edit("oversaturated", 0.60, 0.8, False, oversaturate),
-        Edit("colour cast", 0.80, 2.0, False, colour_cast),
+        Edit("colour cast", 0.80, 2.2, False, colour_cast),
         Edit("vignetted", 0.55, 1.0, False, vignette),
-        Edit("blurred", 1.00, 1.8, False, blur),
+        Edit("blurred", 1.00, 1.2, False, blur),
         Edit("oversharpened", 0.55, 0.8, False, oversharpen),
-        Edit("noisy", 0.90, 1.2, False, noise),
-        Edit("compressed", 0.85, 1.8, False, compress),
+        Edit("noisy", 0.90, 1.6, False, noise),
+        Edit("compressed", 0.85, 3.5, False, compress),
     )
 }

@@ -1,0 +1,28 @@
+"""Figures that say how far two sides are apart: cosine and rank correlation."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.floating]
+
+
+def cosine_per_photo(left: Values, right: Values) -> npt.NDArray[np.float64]:
+    """Cosine per photo of [P, ...] features, [P]; NaN where a side is all zero or not finite."""
+    a, b = (side.reshape(len(side), -1).astype(np.float64) for side in (left, right))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((a * b).sum(axis=1) / norms)
+
+
+def srcc(left: Values, right: Values) -> float:
+    """Spearman's rank correlation of two vectors; NaN when one side is constant."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
+
+
+def _ranks(values: Values) -> npt.NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[inverse])

@@ -1,0 +1,164 @@
+"""The two sides `calm export verify` compares: the checkpoint in torch, and the bundle's decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calm_export import parity
+from calm_export.figures import srcc
+from calm_export.llm import export_llm, llm_spec, write_llm_source
+from calm_export.parity import MAX_SCORE_DIFFERENCE, MIN_COSINE, MIN_SRCC, Array
+from calm_export.stages import Distance, StageRow, most, number
+from calm_runtime.bundle import Bundle, Graph, Manifest, Stage
+from calm_runtime.errors import BundleCorrupt, DataError, UsageError
+from calm_runtime.llm import LanguageModel, read_embed_tokens
+from calm_runtime.onnx_session import OnnxSession
+from calm_runtime.prompt import Prompt, split_prompt
+from calm_runtime.text import TextTokenizer
+from calm_train.checkpoint import TOKENIZER, load_checkpoint
+
+FLOAT32 = "float32"
+LOGITS, SCORE, TEXT = "prefill logits", "score", "greedy text"
+MIN_SAME_WEIGHTS_COSINE = 0.9999  # rounding to few bits hides small changes of the weights from a float32 reference
+MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.98, "int8": 0.9, "int4": 0.8}
+TEXT_TASK = "comment"
+TEXT_TOKENS = 24
+
+
+class Source:
+    """The checkpoint's side."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Raises UsageError when the folder is no checkpoint."""
+        try:
+            self.model, self.tokenizer, self.info = load_checkpoint(checkpoint)
+        except DataError as error:
+            raise UsageError(f"--checkpoint: {error}") from error
+        self.spec = llm_spec(self.model.config.text_config)
+        self.text = TextTokenizer(checkpoint / TOKENIZER, self.spec.bos_token_id)
+
+    def logits(self, image_embeds: Array, task: str, following: Sequence[int] = ()) -> Array:
+        """Logits [1 + len(following), V] after the task's prompt, and after each of the tokens that follow it."""
+        before, after = split_prompt(self.info.prompts[task], self.text)
+        sides = [torch.tensor([ids]) for ids in (before, [*after, *following])]
+        with torch.inference_mode():
+            embeds = self.model.prompt_embeds(torch.from_numpy(image_embeds), *sides)
+            logits: Array = self.model.llm(inputs_embeds=embeds).logits[0, -1 - len(following) :].numpy()
+        return logits
+
+
+class Decoder:
+    """One of the bundle's decoders with the bundle's prompts, and what was found of it so far."""
+
+    def __init__(self, bundle: Bundle, graph: Graph, text: TextTokenizer) -> None:
+        self.manifest, self.graph, self.text = bundle.manifest, graph, text
+        self.llm = LanguageModel(
+            OnnxSession(bundle.file(graph.path)),
+            read_embed_tokens(bundle.file("embed_tokens.safetensors")),
+            bundle.manifest.llm,
+        )
+        self.engine = "onnxruntime" if graph.target == "cpu" else f"onnxruntime, {graph.target} graph on the CPU"
+        self.twin: LanguageModel | None = None  # a graph of the same precision, made from the checkpoint
+        self.logits, self.same_weights = Distance(), Distance()
+        self.scores: list[float] = []
+        self.agreed: list[int] = []
+        self.written: list[int] = []
+
+    def read(self, source: Source, expected: Array, reference_embeds: Array, image_embeds: Array) -> str:
+        """Read one photo: logits, against torch's `expected` [V], score and text. Returns the text."""
+        logits = _prefill(self.llm, image_embeds, self.manifest.prompts["score"], self.text)
+        self.logits.add(expected, logits)
+        if self.twin:
+            twin = _prefill(self.twin, reference_embeds, source.info.prompts["score"], source.text)
+            self.same_weights.add(twin, logits)
+        self.scores.append(float(parity.scores_of(logits[list(self.manifest.score.token_ids)])))
+        tokens = self._write(image_embeds)
+        closed = [self.manifest.llm.eos_token_id] if len(tokens) < TEXT_TOKENS else []
+        wanted = source.logits(reference_embeds, TEXT_TASK, tokens)[: len(tokens) + len(closed)]
+        wanted[:, sorted(_barred(self.manifest))] = -np.inf
+        self.agreed.append(int((wanted.argmax(axis=1) == [*tokens, *closed]).sum()))
+        self.written.append(len(wanted))
+        return self.text.decode(tokens)
+
+    def rows(self, torch_scores: Sequence[float]) -> Iterator[StageRow]:
+        """The decoder's stages in order."""
+        precision = self.graph.precision
+        yield self.logits.row(LOGITS, self.engine, precision, FLOAT32, min_cosine=MIN_COSINE[precision])
+        if self.twin:
+            rounded = f"checkpoint rounded to {precision}"
+            yield self.same_weights.row(LOGITS, self.engine, precision, rounded, min_cosine=MIN_SAME_WEIGHTS_COSINE)
+        difference = most(np.abs(np.subtract(torch_scores, self.scores)))
+        rank = srcc(np.asarray(torch_scores), np.asarray(self.scores))
+        limit = MAX_SCORE_DIFFERENCE[precision]
+        yield StageRow(
+            stage=SCORE,
+            engine=self.engine,
+            precision=precision,
+            reference=FLOAT32,
+            photos=len(self.scores),
+            max_difference=number(difference),
+            srcc=number(rank),
+            gate=f"difference <= {limit:g}, SRCC >= {MIN_SRCC:g}",
+            passed=difference <= limit and rank >= MIN_SRCC,
+        )
+        share, enough = sum(self.agreed) / sum(self.written), MIN_AGREEMENT[precision]
+        same = sum(agreed == written for agreed, written in zip(self.agreed, self.written, strict=True))
+        yield StageRow(
+            stage=TEXT,
+            engine=self.engine,
+            precision=precision,
+            reference=FLOAT32,
+            photos=len(self.written),
+            agreement=number(share),
+            gate=f"agreement >= {enough:g}",
+            passed=share >= enough,
+            note=f"{same} of {len(self.written)} texts the same to the last token",
+        )
+
+    def _write(self, image_embeds: Array) -> list[int]:
+        before, after = split_prompt(self.manifest.prompts[TEXT_TASK], self.text)
+        _, cache = self.llm.prefill(np.concatenate([self.llm.embed(before)[None], image_embeds], axis=1))
+        stop = {self.manifest.llm.eos_token_id}
+        return list(self.llm.generate(cache, after, TEXT_TOKENS, stop, _barred(self.manifest)))
+
+
+def open_decoders(bundle: Bundle, source: Source, scratch: Path, progress: Callable[[str], None]) -> list[Decoder]:
+    """The bundle's decoders, that of the CPU first. A quantised one gets its twin."""
+    text = TextTokenizer(bundle.file(TOKENIZER), bundle.manifest.llm.bos_token_id)
+    cuda = bundle.graph("llm", "cuda")
+    decoders = [Decoder(bundle, graph, text) for graph in (cpu_graph(bundle, "llm"), cuda) if graph]
+    for index, decoder in enumerate(decoders):
+        precision = decoder.graph.precision
+        if precision == "int4" or precision == "int8":
+            progress(f"rounding the checkpoint's LLM to {precision}")
+            folder = scratch / f"llm-{index}"
+            export_llm(write_llm_source(source.model, source.tokenizer, scratch / f"source-{index}"), precision, folder)
+            table = source.model.get_input_embeddings().get_parameter("weight").detach().half().numpy()
+            decoder.twin = LanguageModel(OnnxSession(folder / "model.onnx"), table, source.spec)
+    return decoders
+
+
+def cpu_graph(bundle: Bundle, stage: Stage) -> Graph:
+    """The bundle's graph of a stage for the CPU. Raises BundleCorrupt when it has none."""
+    graph = bundle.graph(stage, "cpu")
+    if graph is None:
+        raise BundleCorrupt(f"{bundle.path}: no graph of {stage} for the CPU; export the bundle again")
+    return graph
+
+
+def _prefill(llm: LanguageModel, image_embeds: Array, prompt: Prompt, text: TextTokenizer) -> Array:
+    """Logits [V] after a prompt with image_embeds [1, T, D]."""
+    before, after = (llm.embed(ids)[None] for ids in split_prompt(prompt, text))
+    logits, _ = llm.prefill(np.concatenate([before, image_embeds, after], axis=1))
+    row: Array = logits[0]
+    return row
+
+
+def _barred(manifest: Manifest) -> set[int]:
+    """Tokens that never appear in a text, as in `calm_runtime.pipeline`."""
+    llm = manifest.llm
+    return {*manifest.score.token_ids, llm.bos_token_id, llm.pad_token_id} - {llm.eos_token_id}
