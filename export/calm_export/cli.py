@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 VERIFY = "verify"
 
+WIDE = 150
+
 
 class ExportCommand(click.Command):
     """A command with arguments of its own that hands over to `verify` when that is its first word."""
@@ -194,7 +196,10 @@ def verify(
         for row in found.report.stages:
             click.echo(msgspec.json.encode(row))
     else:
-        Console().print(_stage_table(found.report))
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=WIDE)  # a file or pipe has no width of its own
+        console.print(_stage_table(found.report))
         if not found.report.same_checkpoint:
             console.print("The bundle was exported from another checkpoint than this one.")
     if not found.report.passed:
