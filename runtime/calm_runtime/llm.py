@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +17,16 @@ from calm_runtime.errors import BundleCorrupt, UsageError
 from calm_runtime.session import Array, Session
 
 EMBED_TOKENS = "embed_tokens"
+_SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_LONGEST_HEADER = 2**20  # bytes
+
+
+class _TensorEntry(msgspec.Struct):
+    """One tensor in a safetensors header; offsets count from the header's end."""
+
+    dtype: str
+    shape: tuple[int, int]
+    data_offsets: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -140,11 +153,20 @@ def draw(logits: npt.NDArray[np.float64], sampling: Sampling, random: np.random.
 
 
 def read_embed_tokens(path: Path) -> Array:
-    """The token embeddings [V, D] of a bundle. Raises BundleCorrupt."""
-    from safetensors.numpy import load_file
+    """The token embeddings [V, D] of a bundle, F32 or F16, memory-mapped: only rows that are looked up are read.
 
+    safetensors' own NumPy reader copies the whole table, half a gigabyte for an LLM of 0.5 B parameters. Its format:
+    eight bytes of header length, a JSON header, raw little-endian tensors. Raises BundleCorrupt.
+    """
     try:
-        table: Array = load_file(path)[EMBED_TOKENS]
-    except Exception as error:
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = msgspec.json.decode(handle.read(min(length, _LONGEST_HEADER)), type=dict[str, Any])
+        entry = msgspec.convert(header[EMBED_TOKENS], _TensorEntry)
+        start, end = entry.data_offsets
+        dtype = _SAFETENSORS_DTYPES[entry.dtype]
+        if end - start != dtype.itemsize * math.prod(entry.shape):
+            raise ValueError(f"{end - start} bytes for {entry.dtype} {entry.shape}")
+        return np.memmap(path, dtype=dtype, mode="r", offset=8 + length + start, shape=entry.shape)
+    except (OSError, KeyError, ValueError, msgspec.MsgspecError) as error:
         raise BundleCorrupt(f"{path}: no tensor {EMBED_TOKENS} can be read from it ({error})") from error
-    return table
