@@ -22,6 +22,7 @@ from scipy.stats import rankdata, spearmanr
 
 from calm_runtime import Calm
 from calm_runtime.photo import PHOTO_SUFFIXES, load_photo
+from calm_runtime.picture_statistics import picture_statistics
 from calm_runtime.taste import Features, learn_taste, personal_ratings, taste_features
 
 HERE = Path(__file__).parent
@@ -73,7 +74,9 @@ def read(calm: Calm, folder: Path) -> tuple[list[Image.Image], Features, np.ndar
         pixels, _ = calm.decode(path)
         aligned, _ = calm.see(pixels[None])
         score = calm.score_aligned(aligned, [{}])
-        rows.append(taste_features(aligned, score, calm.bundle.manifest.visual_tokens.low))
+        manifest = calm.bundle.manifest
+        statistics = picture_statistics(pixels[None], manifest.photo)
+        rows.append(taste_features(aligned, score, statistics, manifest.visual_tokens.low))
         scores.append(score[0].mean)
     return pictures, Features(*(np.concatenate(b) for b in zip(*rows, strict=True))), np.array(scores)
 

@@ -51,7 +51,9 @@ def test_opposite_tastes_are_learnt_from_ten_ratings(calm: Calm, lightness_ladde
 
 def test_the_evidence_finds_the_block_that_matters_and_ignores_noise():
     rng = np.random.default_rng(0)
-    features = Features(rng.normal(size=(60, 1)), rng.normal(size=(60, 6)), rng.normal(size=(60, 200)))
+    features = Features(
+        rng.normal(size=(60, 1)), rng.normal(size=(60, 6)), rng.normal(size=(60, 200)), rng.normal(size=(60, 14))
+    )
     truth = 3 + features.attributes[:, 2] - 0.5 * features.attributes[:, 4]
     train, test = (Features(*(block[part] for block in features)) for part in (slice(0, 30), slice(30, 60)))
     learnt = learn_taste(train, truth[:30] + 0.2 * rng.normal(size=30))

@@ -15,13 +15,14 @@ from safetensors.numpy import save
 
 from calm_runtime.batch import Scored, score_in_batches
 from calm_runtime.errors import CalmError, PhotoError, ProfileError
+from calm_runtime.picture_statistics import picture_statistics
 from calm_runtime.pipeline import Calm, Photo
 from calm_runtime.ratings import PhotoRating, to_score_scale
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
 from calm_runtime.taste import MAX_RATINGS, Features, Taste, learn_taste, personal_ratings, taste_features
 
 SUFFIX = ".calmprofile"
-FORMAT = 1
+FORMAT = 2
 MIN_RATINGS = 3
 MAX_BYTES = 4_000_000
 _KEY = "profile"
@@ -98,7 +99,7 @@ def build_profile(
         except PhotoError as error:
             errors.append(error)
             continue
-        rows.append(_features(calm, pixels[None])[1])
+        rows.append(photo_features(calm, pixels[None])[1])
         kept.append(rating.rating)
     low, high = scale or (min(kept, default=0.0), max(kept, default=0.0))
     if len(kept) < MIN_RATINGS:
@@ -143,19 +144,22 @@ class PersonalScorer:
 
     def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]]) -> list[Score]:
         """As `Calm.score_pixels`, with `personal` set."""
-        scores, features = _features(self.calm, pixels, timings)
+        scores, features = photo_features(self.calm, pixels, timings)
         expected = personal_ratings(self.profile.taste, features)
         low, high = self.profile.info.scale
         mapped = np.clip(to_score_scale(expected, low, high), SCORE_LOW, SCORE_HIGH)
         return [replace(score, personal=float(value)) for score, value in zip(scores, mapped, strict=True)]
 
 
-def _features(
+def photo_features(
     calm: Calm, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]] | None = None
 ) -> tuple[list[Score], Features]:
+    """pixel_values [B, 3, S, S] and timings so far per photo -> the base scores, and what taste is read from."""
     aligned, spent = calm.see(pixels)
     scores = calm.score_aligned(aligned, [own | spent for own in timings or [{} for _ in pixels]])
-    return scores, taste_features(aligned, scores, calm.bundle.manifest.visual_tokens.low)
+    manifest = calm.bundle.manifest
+    statistics = picture_statistics(pixels, manifest.photo)
+    return scores, taste_features(aligned, scores, statistics, manifest.visual_tokens.low)
 
 
 def _signed(info: ProfileInfo, taste: Taste) -> ProfileInfo:

@@ -14,18 +14,19 @@ from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
 Array = npt.NDArray[np.float64]
 
 MAX_RATINGS = 1000
-# Prior share of each block of features, and noise of a rating in standard deviations of the ratings; the evidence of
+# Prior shares each block of `Features` may have, and noise of a rating in standard deviations of the ratings; the evidence of
 # the ratings themselves picks one combination (MacKay 1992, "Bayesian interpolation").
-SCORE_SHARES, ATTRIBUTE_SHARES, VISUAL_SHARES = (0.0, 0.3, 1.0), (0.1, 0.3, 1.0), (0.0, 0.1, 0.3, 1.0)
+SHARES = ((0.0, 0.3, 1.0), (0.1, 0.3, 1.0), (0.0, 0.3, 1.0), (0.0, 0.3, 1.0))
 NOISES = (0.2, 0.4, 0.7, 1.0)
 
 
 class Features(NamedTuple):
-    """What taste is read from, per photo: score [N, 1], attributes [N, 2A], visual [N, V]."""
+    """What taste is read from, per photo: score [N, 1], attributes [N, 2A], visual [N, V], statistics [N, S]."""
 
     score: Array
     attributes: Array
     visual: Array
+    statistics: Array
 
 
 class Taste(NamedTuple):
@@ -37,8 +38,10 @@ class Taste(NamedTuple):
     std: float
 
 
-def taste_features(aligned: Aligned, scores: list[Score], queries: int) -> Features:
-    """Features of a batch. queries: visual tokens of each of the three scales, which come before the thematic ones."""
+def taste_features(aligned: Aligned, scores: list[Score], statistics: Array, queries: int) -> Features:
+    """Features of a batch. statistics: of `picture_statistics`. queries: visual tokens of each of the three scales,
+    which come before the thematic ones.
+    """
     middle = (SCORE_LOW + SCORE_HIGH) / 2
     score = np.array([[(s.mean - middle) / (SCORE_HIGH - middle)] for s in scores])
     logits = aligned.attribute_logits.astype(np.float64)  # [N, A, 3]
@@ -47,7 +50,7 @@ def taste_features(aligned: Aligned, scores: list[Score], queries: int) -> Featu
     tokens = aligned.image_embeds.astype(np.float64)  # [N, T, D]
     groups = [tokens[:, k * queries : (k + 1) * queries].mean(axis=1) for k in range(3)]
     groups.append(tokens[:, 3 * queries :].mean(axis=1))
-    return Features(score, np.concatenate([axis, edge], axis=1), np.concatenate(groups, axis=1))
+    return Features(score, np.concatenate([axis, edge], axis=1), np.concatenate(groups, axis=1), statistics)
 
 
 def learn_taste(features: Features, ratings: Array) -> Taste:
@@ -59,9 +62,9 @@ def learn_taste(features: Features, ratings: Array) -> Taste:
     # Each block's kernel is scaled to a mean diagonal of one, so that shares compare.
     sizes = [max(float((block**2).sum(axis=1).mean()), 1e-12) for block in centred]
     kernels = [block @ block.T / size for block, size in zip(centred, sizes, strict=True)]
-    best, chosen = -np.inf, (0.0, 1.0, 0.0)
+    best, chosen = -np.inf, tuple(options[0] for options in SHARES)
     alpha = np.zeros(len(target))
-    for shares in itertools.product(SCORE_SHARES, ATTRIBUTE_SHARES, VISUAL_SHARES):
+    for shares in itertools.product(*SHARES):
         kernel = sum(share * k for share, k in zip(shares, kernels, strict=True))
         values, vectors = np.linalg.eigh(kernel)
         rotated = vectors.T @ target
