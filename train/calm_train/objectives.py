@@ -13,6 +13,8 @@ from calm_train.pretext.edits import EDITS
 from calm_train.pretext.patches import STATISTICS, patch_statistics
 from calm_train.vision import HiddenStates, patch_grid
 
+RARITY = 0.75  # weight of a photo falls with this power of how many of the batch share its level
+
 
 class ContrastiveObjective(nn.Module):
     """Image-text contrast with many positives, per attribute (InfoNCE after CLIP, positives summed in the numerator).
@@ -26,7 +28,9 @@ class ContrastiveObjective(nn.Module):
         logits = phrase_logits.float()
         count, phrases = logits.shape[2:]
         shown = F.one_hot(levels, count).sum(0)  # [A, L]
-        weight = (1 + shown).rsqrt().expand(len(levels), -1, -1).gather(-1, levels[..., None]).squeeze(-1)  # [B, A]
+        weight = (
+            (1 + shown).pow(-RARITY).expand(len(levels), -1, -1).gather(-1, levels[..., None]).squeeze(-1)
+        )  # [B, A]
         positive = F.one_hot(levels, count).bool()[..., None].expand(-1, -1, -1, phrases)  # [B, A, L, K]
         masked = logits.masked_fill(~positive, float("-inf"))
         to_text = logits.flatten(2).logsumexp(-1) - masked.flatten(2).logsumexp(-1)  # [B, A]

@@ -251,7 +251,7 @@ def rotate(rgb: Tensor, degrees: float, fill: str) -> Tensor:
     return F.grid_sample((rgb - level)[None], grid, mode="bicubic", align_corners=False)[0].add(level).clamp(0, 1)
 
 
-FILLS = ("crop", "crop", "crop", "crop", "crop", "crop", "reflection", "border", "black", "black", "white", "mean")
+FILLS = (*("crop",) * 9, "reflection", "border", "black", "black", "white", "mean")  # people crop the corners away
 
 
 def tilt(rgb: Tensor, severity: float, rng: np.random.Generator, sign: int = 0) -> Tensor:
@@ -263,8 +263,8 @@ def tilt(rgb: Tensor, severity: float, rng: np.random.Generator, sign: int = 0) 
 EDITS: dict[str, Edit] = {
     edit.name: edit
     for edit in (
-        Edit("tilt left", 0.75, 3.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, 1)),
-        Edit("tilt right", 0.75, 3.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, -1)),
+        Edit("tilt left", 0.75, 6.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, 1)),
+        Edit("tilt right", 0.75, 6.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, -1)),
         Edit("underexposed", 0.95, 0.8, False, underexpose),
         Edit("overexposed", 0.90, 1.6, False, overexpose),
         Edit("flat", 0.85, 0.8, False, flatten_contrast),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 RADIAL, ORIENTATIONS = 4, 6
-DIRECTIONS = 18
+DIRECTIONS = 36
 STATISTICS = RADIAL * ORIENTATIONS + DIRECTIONS + 3 + 2 + 2
 
 
@@ -47,7 +47,7 @@ def _gradient_directions(gray: Tensor) -> Tensor:
 def patch_statistics(pixel_values: Tensor, patch: int) -> Tensor:
     """pixel_values [B, 3, S, S] -> [B, (S/patch)^2, STATISTICS], each statistic standardised over the batch.
 
-    Log power of luma in 4 radial x 6 orientation bands, log gradient in 18 directions, mean colour (3), log spread of two opponent colours (2), and
+    Log power of luma in 4 radial x 6 orientation bands, log gradient in 36 directions, mean colour (3), log spread of two opponent colours (2), and
     the extremes of luma (2).
     """
     batch, channels, size, _ = pixel_values.shape

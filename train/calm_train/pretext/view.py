@@ -17,6 +17,7 @@ from calm_train.pretext.edits import EDITS, to_linear
 from calm_train.pretext.faults import FAULTS
 from calm_train.pretext.measures import MEASURES, measure
 
+WHOLE = 0.4  # share of frames that keep the whole photo, as people send it
 DIFFERENT = 0.04  # damage difference above which one view must score higher than the other
 
 
@@ -56,9 +57,10 @@ def to_picture(rgb: Tensor) -> npt.NDArray[np.uint8]:
 
 
 def random_frame(rgb: Tensor, rng: np.random.Generator) -> Tensor:
-    """Another framing of the same photo: crop to 65-100% of each side, maybe mirror, scale to 240-432 pixels."""
+    """Another framing of the same photo: whole or a crop to 65-100% of each side, maybe mirrored, 240-432 pixels."""
     height, width = rgb.shape[-2:]
-    crop_h, crop_w = (round(side * rng.uniform(0.65, 1.0)) for side in (height, width))
+    least = 1.0 if rng.uniform() < WHOLE else 0.65
+    crop_h, crop_w = (round(side * rng.uniform(least, 1.0)) for side in (height, width))
     top, left = int(rng.integers(height - crop_h + 1)), int(rng.integers(width - crop_w + 1))
     frame = rgb[:, top : top + crop_h, left : left + crop_w]
     if rng.integers(2):
