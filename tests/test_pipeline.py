@@ -243,6 +243,30 @@ def test_wrong_sampling_is_refused(wrong: dict[str, float]) -> None:
         Sampling(**wrong)  # type: ignore[arg-type]
 
 
+def test_a_closed_stream_runs_the_model_no_further(
+    calm: Calm, example_photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = calm.look(example_photos[0])
+    whole = "".join(look.comment())
+    prefill, calls = calm._llm.prefill, 0
+
+    def counted(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        return prefill(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calm._llm, "prefill", counted)
+    pieces = look.comment()
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    after_close = calls
+    assert 0 < after_close < 12
+    assert list(pieces) == []
+    assert calls == after_close
+    monkeypatch.undo()
+    assert "".join(look.comment()) == whole
+
+
 def test_wrong_questions_are_refused_at_once(calm: Calm, example_photos: list[Path]) -> None:
     look = calm.look(example_photos[0])
     with pytest.raises(UsageError, match="no task 'sing'"):
