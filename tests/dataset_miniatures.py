@@ -154,6 +154,39 @@ def make_flickr_aes(root: Path) -> None:
     )
 
 
+def make_flickr_aes_tastes(root: Path, originals: Sequence[Path], versions: int) -> dict[str, dict[str, int]]:
+    """Photographs in `versions` exposures each, rated by one worker who likes them dark and one who likes them bright.
+
+    Returns worker -> photo -> rating. A third worker rated three photos only.
+    """
+    folder = root / "40K"
+    folder.mkdir(parents=True)
+    brightness = {}
+    rng = np.random.default_rng(3)
+    for number, original in enumerate(originals):
+        with Image.open(original) as opened:
+            picture = opened.convert("RGB")
+        for version in range(versions):
+            width, height = (int(side * rng.uniform(0.7, 1.0)) for side in picture.size)
+            left, top = int(rng.integers(picture.width - width)), int(rng.integers(picture.height - height))
+            frame = np.asarray(picture.crop((left, top, left + width, top + height)), np.float64) / 255
+            exposed = (frame * 2.0 ** rng.uniform(-2, 2)).clip(0, 1) ** rng.uniform(0.8, 1.25)
+            name = f"farm{number}_{version}_a_b.jpg"
+            Image.fromarray((exposed * 255).round().astype(np.uint8)).save(folder / name, "JPEG")
+            brightness[name] = float(exposed.mean())
+    ranks = {name: rank for rank, name in enumerate(sorted(brightness, key=brightness.__getitem__))}
+    fifths = {name: 1 + 5 * rank // len(ranks) for name, rank in ranks.items()}
+    raters = {
+        "ADARK": {name: 6 - fifth for name, fifth in fifths.items()},
+        "ALIGHT": fifths,
+        "AFEW": dict(list(fifths.items())[:3]),
+    }
+    write_lines(root / "FLICKR-AES_image_score.txt", [f" {name} 0.5" for name in brightness])
+    votes = [f"{rater}, {name}, {rating}" for rater, own in raters.items() for name, rating in own.items()]
+    write_lines(root / "FLICKR-AES_image_labeled_by_each_worker.csv", ["worker, imagePair, score", *votes])
+    return raters
+
+
 def make_tad66k(root: Path) -> None:
     """Three photos, two themes; lines end in CR LF as published."""
     make_photos(root / "TAD66K", ["hs_yin152947873.jpg", "43751877@N085618633908.jpg", "lanphere54810922.jpg"])

@@ -1,5 +1,6 @@
 """Evaluation gives the same figures through PyTorch and through the bundle, and the figures are the field's."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,10 @@ from scipy.stats import pearsonr, spearmanr
 
 from calm_runtime import Calm
 from calm_runtime.errors import DataError, UsageError
+from calm_runtime.retouch import retouch
 from calm_runtime.score import histogram_moments
 from calm_train.cli import train
+from calm_train.evaluation import suggestions
 from calm_train.evaluation.edits import SPOILED, attribute_accuracy, held_out_views, pairwise_edits
 from calm_train.evaluation.ratings import compare, earth_movers_distance
 from calm_train.evaluation.scorer import BundleScorer, CheckpointScorer
@@ -95,6 +98,44 @@ def test_a_broken_rated_photo_is_counted_not_fatal(ava):
     (ava / "images" / "901.jpg").write_bytes(b"not a photo")
     after = evaluate("--dataset", "ava", "--root", ava)
     assert (after["photos"], after["failed"]) == (before["photos"] - 1, 1)
+
+
+def test_suggestions_are_followed_on_known_faults(calm: Calm, pictures, tmp_path, monkeypatch):
+    kept = ("darker by half", "tilted")  # all sixteen take minutes
+    monkeypatch.setattr(suggestions, "FAULTS", {name: suggestions.FAULTS[name] for name in kept})
+    pictures[2].save(tmp_path / "cat.png")
+    pictures[3].save(tmp_path / "coffee.png")
+    (tmp_path / "broken.jpg").write_bytes(b"not a photo")
+    result = evaluate("--photos", tmp_path, "--suggestions", "--report", tmp_path / "report")["suggestions"]
+    rows = result["results"]
+    assert result["photos"] == 2
+    assert set(rows) == {*kept, suggestions.UNTOUCHED, suggestions.TONES}
+    assert rows["darker by half"]["top2"] == 1.0
+    assert rows["darker by half"]["first gains"] == 1.0
+    assert rows[suggestions.TONES] == rows["darker by half"]  # a tilt is no fault of tone
+    assert rows["darker by half"]["distance after"] < rows["darker by half"]["distance before"]
+    table = (tmp_path / "report" / "evaluation.md").read_text()
+    assert "| darker by half | " in table
+    assert "| untouched | - | - |" in table
+
+
+def test_what_a_suggestion_gains_is_measured_on_the_edited_photo(calm: Calm, pictures):
+    dark = suggestions.FAULTS["darker by half"].apply(pictures[3])
+    row = suggestions.examine(calm, pictures[3], dark, "exposure")
+    buffer = io.BytesIO()
+    dark.save(buffer, "PNG")
+    first = calm.suggest(buffer.getvalue()).suggestions[0]
+    edited = io.BytesIO()
+    retouch(dark, [first.edit]).save(edited, "PNG")
+    before, after = (calm.score(data.getvalue()).mean for data in (buffer, edited))
+    assert row["first gain"] == pytest.approx(after - before, abs=1e-6)
+    assert row["first"] == float(first.edit.name == "exposure")
+
+
+def test_a_limit_spreads_over_the_folder():
+    photos = [Path(f"{n}.jpg") for n in range(10)]
+    assert suggestions.evenly_spaced(photos, 3) == [photos[0], photos[4], photos[9]]
+    assert suggestions.evenly_spaced(photos, None) == suggestions.evenly_spaced(photos, 20) == photos
 
 
 def test_measures_are_those_of_the_field():

@@ -11,6 +11,7 @@ import yaml
 from calm_train.build import describe_config
 from calm_train.config import CalmConfig
 from calm_train.model import CalmForConditionalGeneration
+from calm_train.precision import usable_precision
 from calm_train.recipe import Recipe, StageRecipe
 
 PARTS = ("vision_encoder", "aligner", "llm")
@@ -41,7 +42,7 @@ def activation_bytes(config: CalmConfig, settings: StageRecipe, views: int) -> i
     """Rough activations of one micro-batch: about 34 bytes per token, layer and unit of width in 16 bits
     (Korthikanti et al. 2022, without the attention maps), a tenth of it with gradient checkpointing."""
     vision, text = config.vision_config, config.text_config
-    factor = 34 * BYTES[settings.precision] / 2 * (0.1 if settings.gradient_checkpointing else 1.0)
+    factor = 34 * BYTES[usable_precision(settings.precision)] / 2 * (0.1 if settings.gradient_checkpointing else 1.0)
     encoder = config.patches_per_side**2 * vision.hidden_size * vision.num_hidden_layers
     decoder = (config.image_tokens + TEXT_TOKENS) * text.hidden_size * text.num_hidden_layers
     if "vision_encoder" in settings.frozen:
@@ -57,6 +58,7 @@ def plan(recipe: Recipe, settings: StageRecipe, data: dict[str, int], processes:
     trainable = sum(t for _, t in counts.values())
     views = 2 * settings.pairs // (processes * settings.accumulate)
     weights = total * BYTES["fp32"] + trainable * (ADAM_BYTES - BYTES["fp32"])
+    shards = processes if settings.sharding == "full" else 1
     photos = max(1, data.get("photos", 0))
     return {
         "recipe": msgspec.to_builtins(recipe.model),
@@ -68,7 +70,7 @@ def plan(recipe: Recipe, settings: StageRecipe, data: dict[str, int], processes:
             "critique": config.image_tokens + TEXT_TOKENS,
         },
         "memory_gb": {
-            "weights_and_optimiser": round(weights / 1e9, 2),
+            "weights_and_optimiser": round(weights / shards / 1e9, 2),
             "activations": round(activation_bytes(config, settings, views) / 1e9, 2),
         },
         "steps": settings.steps,

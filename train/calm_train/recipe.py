@@ -14,6 +14,7 @@ from calm_runtime.attributes import SCALES
 from calm_runtime.errors import DataError
 
 StageName = Literal["pretrain", "tune"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,7 +83,8 @@ class StageRecipe(_Strict, frozen=True):
 
     pairs: photo pairs per optimiser step over all processes (twice as many views). text_every: one text task per so
     many views. labelled: photos of each labelled flow per pair. accumulate: micro-batches per optimiser step.
-    frozen: parts of the model that do not learn.
+    frozen: parts of the model that do not learn. sharding: "none" copies the model into every process, "full" spreads
+    weights, gradients and moments over the processes.
     """
 
     steps: int
@@ -96,8 +98,9 @@ class StageRecipe(_Strict, frozen=True):
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     accumulate: int = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Precision = "bf16"
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "full"] = "none"
     lora: LoraRecipe | None = None
 
 

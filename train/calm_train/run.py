@@ -207,14 +207,17 @@ def _info(
     recipe: Recipe, before: CheckpointInfo, stage: StageName | str, counts: dict[str, int], name: str | None = None
 ) -> CheckpointInfo:
     adapted = before.stage == "tune" and bool(before.model.name)
+    data_note = before.model.data_note
     labels = [f"{count} labels of {name}" for name, count in counts.items() if name != "photos"]
     note = f"{counts['photos']} photographs, with {', '.join(labels) or 'no human rating'}."
+    if adapted and not data_note.endswith(f"Then adapted on {note}"):  # going on with the same data adds nothing new
+        data_note += f" Then adapted on {note}"
     return CheckpointInfo(
         model=ModelInfo(
             name=name or (f"{before.model.name} adapted" if adapted else recipe.model.name),
-            version="0.2.0",
+            version="0.3.0",
             licence="Apache-2.0 for the code; see the data note for the weights",
-            data_note=f"{before.model.data_note} Then adapted on {note}" if adapted else f"Trained on {note}",
+            data_note=data_note if adapted else f"Trained on {note}",
             score_meaning=before.model.score_meaning if adapted else SCORE_MEANING,
         ),
         photo=before.photo,
@@ -224,6 +227,6 @@ def _info(
 
 
 SCORE_MEANING = (
-    "Technical and pictorial soundness as learnt from edits of known strength: an untouched, well-exposed photo scores "
-    "about 7, a badly spoiled one 2. Unless human ratings are named above, it is not a human opinion."
+    "Technical and pictorial soundness as learnt from edits of known strength: most untouched photos score between 4 "
+    "and 7, badly spoiled ones near 2. Unless human ratings are named above, it is not a human opinion."
 )

@@ -16,13 +16,17 @@ from calm_runtime.errors import UsageError
 from calm_train.datasets import DATASETS, CaptionedPhoto, RatedPhoto, read_dataset
 from calm_train.evaluation.captions import bundle_commenter, checkpoint_commenter, evaluate_captions
 from calm_train.evaluation.edits import attribute_accuracy, held_out_views, pairwise_edits
-from calm_train.evaluation.published import AVA_CAPTIONS, AVA_TEST
+from calm_train.evaluation.personal import evaluate_personal
 from calm_train.evaluation.ratings import evaluate_ratings
-from calm_train.evaluation.scorer import Scorer, open_scorer
+from calm_train.evaluation.scorer import BundleScorer, Scorer, open_scorer
+from calm_train.evaluation.suggestions import evaluate_suggestions, evenly_spaced
+from calm_train.evaluation.tables import caption_table, edit_tables, personal_table, rating_table
 from calm_train.library import find_photos, load_pictures
 
 VIEWS_PER_PHOTO = 6
 LABELLED = tuple(name for name, form in DATASETS.items() if form.kind in ("ratings", "captions"))
+RATERS = "-raters"  # data sets of single votes are named like those of mean ratings, with this
+PERSONAL = tuple(name.removesuffix(RATERS) for name in DATASETS if name.endswith(RATERS))
 
 
 @click.command()
@@ -32,9 +36,15 @@ LABELLED = tuple(name for name, form in DATASETS.items() if form.kind in ("ratin
 @click.option("--dataset", type=click.Choice(LABELLED), help="Rated or described photos, as published.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of that data set.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Default: every rated photo.")
+@click.option(
+    "--personal", is_flag=True, help=f"Profiles learnt from 10 and 100 ratings of each rater: {', '.join(PERSONAL)}."
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="Of --personal, per rater.")
+@click.option("--suggestions", is_flag=True, help="With --photos: also ask for suggestions on known faults (slow).")
+@click.option("--limit", type=click.IntRange(min=1), help="Photos for --suggestions, evenly spaced; default: all.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write FOLDER/evaluation.json and evaluation.md.")
-@click.option("--seed", default=1, show_default=True, help="Of the views on which attributes are named.")
+@click.option("--seed", default=1, show_default=True, help="Of the views, and of the photos known to a profile.")
 def evaluate(
     checkpoint: str | None,
     bundle: str | None,
@@ -42,6 +52,10 @@ def evaluate(
     dataset: str | None,
     root: Path | None,
     split: str | None,
+    personal: bool,
+    repeats: int,
+    suggestions: bool,
+    limit: int | None,
     as_json: bool,
     report: Path | None,
     seed: int,
@@ -53,6 +67,8 @@ def evaluate(
     calm train evaluate --dataset ava --root DIR           SRCC, PLCC, MAE, accuracy and EMD against ratings
     calm train evaluate --dataset ava --root DIR --checkpoint runs/tune
     calm train evaluate --dataset ava-captions --root DIR  BLEU, ROUGE-L, CIDEr, METEOR of comments
+    calm train evaluate --dataset flickr-aes --root DIR --personal   SRCC of profiles with single raters
+    calm train evaluate --photos DIR --suggestions         do suggestions undo known faults?
     """
     if checkpoint is not None and bundle is not None:
         raise UsageError("--checkpoint and --bundle exclude each other")
@@ -60,6 +76,21 @@ def evaluate(
         raise UsageError("give either --photos DIR or --dataset NAME --root DIR")
     if (dataset is None) != (root is None):
         raise UsageError("--dataset and --root belong together")
+    if suggestions and photos is None:
+        raise UsageError("--suggestions needs --photos DIR")
+    if checkpoint is not None and (personal or suggestions):
+        flag = "--personal" if personal else "--suggestions"
+        raise UsageError(
+            f"{flag} is measured through the runtime: `calm export` the checkpoint and give it as --bundle"
+        )
+    if personal:
+        if dataset is None or root is None or dataset.removesuffix(RATERS) not in PERSONAL:
+            raise UsageError(
+                f"--personal needs --dataset and --root of a set with single raters: {', '.join(PERSONAL)}"
+            )
+        result = _personal(dataset.removesuffix(RATERS), root, split, bundle, repeats, seed)
+        _give(result, personal_table(result), as_json, report)
+        return
     if dataset is not None and root is not None and DATASETS[dataset].kind == "captions":
         result, text = _captions(dataset, root, split, checkpoint, bundle)
         _give(result, text, as_json, report)
@@ -73,6 +104,10 @@ def evaluate(
     else:
         assert photos is not None  # checked above
         result = _self_supervised(scorer, photos, seed)
+        if suggestions:
+            assert isinstance(scorer, BundleScorer)  # no checkpoint, as checked above
+            read, faults = evaluate_suggestions(scorer.calm, evenly_spaced(find_photos(photos), limit))
+            result["suggestions"] = {"photos": read, "results": faults}
         text = edit_tables(result)
     _give(result, text, as_json, report)
 
@@ -102,54 +137,27 @@ def _captions(
     return result, caption_table(result)
 
 
+def _personal(
+    dataset: str, root: Path, split: str | None, bundle: str | None, repeats: int, seed: int
+) -> dict[str, Any]:
+    ratings = [record for record in read_dataset(dataset + RATERS, root, split) if isinstance(record, RatedPhoto)]
+    scorer = open_scorer(bundle=bundle)
+    assert isinstance(scorer, BundleScorer)
+    photos, agreements = evaluate_personal(scorer.calm, ratings, repeats, seed)
+    counts = [agreement.to_json() for agreement in agreements]
+    return {
+        "dataset": dataset,
+        "split": split,
+        "photos": photos,
+        "repeats": repeats,
+        "counts": counts,
+        **scorer.identity,
+    }
+
+
 def _self_supervised(scorer: Scorer, photos: Path, seed: int) -> dict[str, Any]:
     pictures = [Image.fromarray(picture) for picture in load_pictures(find_photos(photos))]
     pairs = pairwise_edits(scorer, pictures)
     attributes = attribute_accuracy(scorer, held_out_views(pictures, VIEWS_PER_PHOTO, seed))
     named = {name: asdict(row) for name, row in attributes.items()}
     return {"photos": len(pictures), "pairwise": pairs, "attributes": named, **scorer.identity}
-
-
-def rating_table(result: dict[str, Any]) -> str:
-    """Markdown: our figures, and for AVA the published ones below them."""
-    rows = [
-        f"# {result['model']} on {result['dataset']} ({result['split'] or 'all'}): {result['photos']} photos\n",
-        "| model | PLCC | SRCC | accuracy | MAE | RMSE | EMD |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    keys = ("plcc", "srcc", "accuracy", "mae", "rmse", "emd")
-    rows.append(f"| {result['model']} | {' | '.join(_figure(result[key]) for key in keys)} |")
-    if result["dataset"] == "ava":
-        rows += [f"| {name} (reported) | {p:.3f} | {s:.3f} | | | | |" for name, (p, s) in AVA_TEST.items()]
-    return "\n".join(rows) + "\n"
-
-
-def caption_table(result: dict[str, Any]) -> str:
-    """Markdown: our figures, and for AVA-Captions the published ones below them."""
-    rows = [
-        f"# Comments on {result['dataset']} ({result['split'] or 'all'}): {result['photos']} photos\n",
-        "| model | BLEU-1 | BLEU-4 | ROUGE-L | CIDEr | METEOR | SPICE |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    own = [result["bleu"][0], result["bleu"][3], *(result[k] for k in ("rouge_l", "cider", "meteor", "spice"))]
-    rows.append(f"| this model | {' | '.join(map(_figure, own))} |")
-    if result["dataset"] == "ava-captions":
-        for name, row in AVA_CAPTIONS.items():
-            known = [row.get(key) for key in ("bleu-1", "bleu-4", "rouge_l", "cider", "meteor", "spice")]
-            rows.append(f"| {name} (reported) | {' | '.join(map(_figure, known))} |")
-    rows += [f"\n{measure.upper()} was not measured: it {reason}." for measure, reason in result["missing"].items()]
-    return "\n".join(rows) + "\n"
-
-
-def edit_tables(result: dict[str, Any]) -> str:
-    """Markdown: order against spoiled copies, and attribute accuracy."""
-    rows = [f"# {result['model']} on {result['photos']} held-out photos\n", "| spoiled by | original scores higher |"]
-    rows += ["| --- | ---: |", *(f"| {name} | {value:.1%} |" for name, value in result["pairwise"].items())]
-    rows += ["", "| attribute | accuracy | majority level | balanced |", "| --- | ---: | ---: | ---: |"]
-    for name, row in result["attributes"].items():
-        rows.append(f"| {name} | {row['accuracy']:.1%} | {row['majority']:.1%} | {row['balanced']:.1%} |")
-    return "\n".join(rows) + "\n"
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

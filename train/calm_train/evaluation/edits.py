@@ -25,7 +25,8 @@ from calm_train.pretext.view import View, make_view, plan_edits, random_frame, t
 Picture = Image.Image
 
 
-def _levels(picture: Picture, change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Picture:
+def levels(picture: Picture, change: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Picture:
+    """A picture with `change` made to its values [H, W, 3] of 0..1."""
     values = change(np.asarray(picture, np.float64) / 255)
     return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
 
@@ -36,9 +37,10 @@ def _jpeg(picture: Picture, quality: int) -> Picture:
     return Image.open(buffer).convert("RGB")
 
 
-def _noise(picture: Picture, sigma: float) -> Picture:
+def noise(picture: Picture, sigma: float) -> Picture:
+    """Gaussian noise, the same for every picture of one size. sigma: in parts of the value range."""
     rng = np.random.default_rng(picture.width * 7919 + picture.height)
-    return _levels(picture, lambda x: x + rng.normal(0, sigma, x.shape))
+    return levels(picture, lambda x: x + rng.normal(0, sigma, x.shape))
 
 
 def _tilt_cropped(picture: Picture, degrees: float) -> Picture:
@@ -53,12 +55,12 @@ def _tilt_cropped(picture: Picture, degrees: float) -> Picture:
 
 SPOILED: dict[str, Callable[[Picture], Picture]] = {
     "blur": lambda p: p.filter(ImageFilter.GaussianBlur(4)),
-    "noise": lambda p: _noise(p, 0.15),
-    "under-exposure": lambda p: _levels(p, lambda x: (x**2.2 / 6) ** (1 / 2.2)),
-    "over-exposure": lambda p: _levels(p, lambda x: (x**2.2 * 4) ** (1 / 2.2)),
+    "noise": lambda p: noise(p, 0.15),
+    "under-exposure": lambda p: levels(p, lambda x: (x**2.2 / 6) ** (1 / 2.2)),
+    "over-exposure": lambda p: levels(p, lambda x: (x**2.2 * 4) ** (1 / 2.2)),
     "low contrast": lambda p: ImageEnhance.Contrast(p).enhance(0.3),
-    "colour cast": lambda p: _levels(p, lambda x: x * np.array([1.35, 1.0, 0.6])),
-    "colour cast (green)": lambda p: _levels(p, lambda x: x * np.array([0.75, 1.2, 0.75])),
+    "colour cast": lambda p: levels(p, lambda x: x * np.array([1.35, 1.0, 0.6])),
+    "colour cast (green)": lambda p: levels(p, lambda x: x * np.array([0.75, 1.2, 0.75])),
     "desaturation": lambda p: ImageEnhance.Color(p).enhance(0.1),
     "jpeg": lambda p: _jpeg(p, 6),
     "tilt (black corners)": lambda p: p.rotate(12, Image.Resampling.BICUBIC),

@@ -19,3 +19,10 @@ AVA_CAPTIONS: dict[str, dict[str, float]] = {
     "ROC4MLLM": {"cider": 0.085, "spice": 0.066},
     "Qwen2-VL": {"cider": 0.089, "spice": 0.069},
 }
+
+PIAA_FLICKR_AES: dict[str, tuple[float, float]] = {  # model -> SRCC on FLICKR-AES's 37 test raters, k = 10 and k = 100
+    "PAM": (0.520, 0.553),
+    "BLG-PIAA": (0.561, 0.669),
+    "TANet": (0.609, 0.717),
+    "task-vector PIAA": (0.668, 0.748),
+}

@@ -1,0 +1,85 @@
+"""Results of an evaluation as Markdown, ours above the published ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from calm_train.evaluation.published import AVA_CAPTIONS, AVA_TEST, PIAA_FLICKR_AES
+from calm_train.evaluation.suggestions import suggestion_table
+
+
+def rating_table(result: dict[str, Any]) -> str:
+    """Markdown: our figures, and for AVA the published ones below them."""
+    rows = [
+        f"# {result['model']} on {result['dataset']} ({result['split'] or 'all'}): {result['photos']} photos\n",
+        "| model | PLCC | SRCC | accuracy | MAE | RMSE | EMD |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    keys = ("plcc", "srcc", "accuracy", "mae", "rmse", "emd")
+    rows.append(f"| {result['model']} | {' | '.join(_figure(result[key]) for key in keys)} |")
+    if result["dataset"] == "ava":
+        rows += [f"| {name} (reported) | {p:.3f} | {s:.3f} | | | | |" for name, (p, s) in AVA_TEST.items()]
+    return "\n".join(rows) + "\n"
+
+
+def caption_table(result: dict[str, Any]) -> str:
+    """Markdown: our figures, and for AVA-Captions the published ones below them."""
+    rows = [
+        f"# Comments on {result['dataset']} ({result['split'] or 'all'}): {result['photos']} photos\n",
+        "| model | BLEU-1 | BLEU-4 | ROUGE-L | CIDEr | METEOR | SPICE |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    own = [result["bleu"][0], result["bleu"][3], *(result[k] for k in ("rouge_l", "cider", "meteor", "spice"))]
+    rows.append(f"| this model | {' | '.join(map(_figure, own))} |")
+    if result["dataset"] == "ava-captions":
+        for name, row in AVA_CAPTIONS.items():
+            known = [row.get(key) for key in ("bleu-1", "bleu-4", "rouge_l", "cider", "meteor", "spice")]
+            rows.append(f"| {name} (reported) | {' | '.join(map(_figure, known))} |")
+    rows += [f"\n{measure.upper()} was not measured: it {reason}." for measure, reason in result["missing"].items()]
+    return "\n".join(rows) + "\n"
+
+
+def personal_table(result: dict[str, Any]) -> str:
+    """Markdown: SRCC with a rater's own profile and with the base score, and for FLICKR-AES the published figures."""
+    counts = result["counts"]
+    rows = [
+        f"# {result['model']} on {result['dataset']} ({result['split'] or 'all'}), personal: {result['photos']} photos\n",
+        f"| SRCC | {' | '.join('k = ' + str(row['count']) for row in counts)} |",
+        f"| --- |{' ---: |' * len(counts)}",
+    ]
+    for shown, key in (("profile", "personal"), ("base score", "base")):
+        cells = [f"{_figure(row[key])} ± {_figure(row[f'{key}_std'])}" if row["raters"] else "-" for row in counts]
+        rows.append(f"| {result['model']}, {shown} | {' | '.join(cells)} |")
+    known = [row["count"] for row in counts]
+    if result["dataset"] == "flickr-aes" and known == [10, 100]:
+        rows += [
+            f"| {name} (reported) | {ten:.3f} | {hundred:.3f} |" for name, (ten, hundred) in PIAA_FLICKR_AES.items()
+        ]
+    taught = "; ".join(
+        f"k = {row['count']}: {row['raters']} raters" + (f", {row['untaught']:.0%} untaught" if row["untaught"] else "")
+        for row in counts
+    )
+    rows.append(
+        f"\nMean and standard deviation over raters ({taught}), each the mean of {result['repeats']} random draws of k "
+        "known photos. Untaught: the known ratings were all equal, and the base score stood in. The profile is the "
+        "light head (linear regression on the model's features), not in-context learning. Reported figures are of 37 "
+        "test raters whose list is in no published file, by models trained on the others."
+    )
+    return "\n".join(rows) + "\n"
+
+
+def edit_tables(result: dict[str, Any]) -> str:
+    """Markdown: order against spoiled copies, attribute accuracy, and suggestions where they were tried."""
+    rows = [f"# {result['model']} on {result['photos']} held-out photos\n", "| spoiled by | original scores higher |"]
+    rows += ["| --- | ---: |", *(f"| {name} | {value:.1%} |" for name, value in result["pairwise"].items())]
+    rows += ["", "| attribute | accuracy | majority level | balanced |", "| --- | ---: | ---: | ---: |"]
+    for name, row in result["attributes"].items():
+        rows.append(f"| {name} | {row['accuracy']:.1%} | {row['majority']:.1%} | {row['balanced']:.1%} |")
+    if "suggestions" in result:
+        rows += ["", f"Suggestions on {result['suggestions']['photos']} photos with one known fault.", ""]
+        rows.append(suggestion_table(result["suggestions"]["results"]).rstrip())
+    return "\n".join(rows) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
