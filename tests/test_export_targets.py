@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from calm_export.cli import export
-from calm_export.tensorrt_rtx import MAGIC
 from calm_runtime.bundle import FileEntry, Manifest, open_bundle
+from calm_runtime.engine_file import read_header
 
 pytest.importorskip("tensorrt_rtx", reason="pip install calm-edge[tensorrt-rtx]", exc_type=ImportError)
 pytest_plugins = ["export_fixtures"]
@@ -39,7 +39,7 @@ def test_two_targets_are_one_bundle_and_twice_gives_the_same_onnx_bytes(tiny_che
     assert {"vision_encoder.onnx", "aligner.onnx", "llm/model.onnx"} <= onnx_side(first).keys()
     assert onnx_side(first) == onnx_side(second)
     engines = [g for g in first.graphs if g.target == "tensorrt-rtx"]
-    assert all((tmp_path / "first" / g.path).read_bytes()[:4] == MAGIC for g in engines)
+    assert all(read_header(tmp_path / "first" / g.path).library == "tensorrt_rtx" for g in engines)
     # Engine bytes differ between builds; the ONNX they were built from does not
     assert [g.onnx_sha256 for g in engines] == [g.onnx_sha256 for g in second.graphs if g.target == "tensorrt-rtx"]
     assert first.provenance.options["targets"] == "cpu tensorrt-rtx"

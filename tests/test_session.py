@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import msgspec
@@ -12,10 +10,8 @@ import pytest
 
 from calm_runtime.bundle import Graph, Manifest, Stage, Target, open_bundle
 from calm_runtime.errors import EngineError, EngineMissing, UsageError
-from calm_runtime.hardware import probe_hardware
 from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.session import STAGES, Hardware, Library, select_engine
-from calm_runtime.tensorrt_session import TensorRtSession
 
 CPU: frozenset[Library] = frozenset({"onnxruntime"})
 GPU: frozenset[Library] = frozenset({"onnxruntime-gpu"})
@@ -125,111 +121,3 @@ def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
     for wrong in (path, tmp_path / "missing.onnx"):
         with pytest.raises(EngineError, match=wrong.name):
             OnnxSession(wrong)
-
-
-def test_tensorrt_without_its_library_or_a_gpu_is_a_typed_error(tmp_path: Path) -> None:
-    with pytest.raises(EngineMissing, match="no_such_tensorrt"):
-        TensorRtSession(tmp_path / "x.plan", "no_such_tensorrt")
-    if not probe_hardware().has_gpu:
-        with pytest.raises(EngineMissing, match="nvidia-smi"):
-            TensorRtSession(tmp_path / "x.plan", "json")
-
-
-class OneMultiprocessor:
-    """Stands in for the driver: device memory is a dict of arrays by address."""
-
-    def __init__(self) -> None:
-        self.memory: dict[int, bytes] = {}
-        self.next = 1
-
-    def activate(self) -> None: ...
-
-    def create_stream(self) -> int:
-        return 7
-
-    def destroy_stream(self, stream: int) -> None: ...
-
-    def synchronize(self, stream: int) -> None: ...
-
-    def allocate(self, size: int) -> int:
-        self.next += 1
-        self.memory[self.next] = bytes(size)
-        return self.next
-
-    def free(self, address: int) -> None:
-        del self.memory[address]
-
-    def to_device(self, address: int, array: np.ndarray, stream: int) -> None:
-        assert array.nbytes <= len(self.memory[address])
-        self.memory[address] = array.tobytes()
-
-    def to_host(self, array: np.ndarray, address: int, stream: int) -> None:
-        array[...] = np.frombuffer(self.memory[address], array.dtype, array.size).reshape(array.shape)
-
-
-def fake_tensorrt(driver: OneMultiprocessor, most: int) -> types.ModuleType:
-    """A library whose only engine doubles `x` [B, 2] into `y` [B, 2], B at most `most`."""
-
-    class Context:
-        def __init__(self) -> None:
-            self.at: dict[str, int] = {}
-            self.shape: tuple[int, ...] = ()
-
-        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-            self.shape = shape
-            return shape[1:] == (2,) and shape[0] <= most
-
-        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-            return self.shape
-
-        def set_tensor_address(self, name: str, address: int) -> None:
-            self.at[name] = address
-
-        def execute_async_v3(self, stream: int) -> bool:
-            driver.memory[self.at["y"]] = (np.frombuffer(driver.memory[self.at["x"]], np.float32) * 2).tobytes()
-            return stream == 7
-
-    engine = types.SimpleNamespace(
-        num_io_tensors=2,
-        get_tensor_name=["x", "y"].__getitem__,
-        get_tensor_mode=lambda name: name == "x",
-        get_tensor_dtype=lambda name: np.float32,
-        get_tensor_profile_shape=lambda name, profile: ((1, 2), (1, 2), (most, 2)),
-        create_execution_context=Context,
-    )
-    module = types.ModuleType("fake_tensorrt")
-    runtime = types.SimpleNamespace(deserialize_cuda_engine=lambda data: engine if data == b"engine" else None)
-    for name, value in {
-        "Runtime": lambda logger: runtime,
-        "Logger": type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None}),
-        "TensorIOMode": types.SimpleNamespace(INPUT=True),
-        "nptype": lambda dtype: dtype,
-        "__version__": "0",
-    }.items():
-        setattr(module, name, value)
-    return module
-
-
-def test_tensorrt_slices_large_batches_and_frees_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    driver = OneMultiprocessor()
-    monkeypatch.setitem(sys.modules, "fake_tensorrt", fake_tensorrt(driver, most=4))
-    monkeypatch.setattr("calm_runtime.tensorrt_session.CudaDriver", lambda: driver)
-    path = tmp_path / "x.plan"
-    path.write_bytes(b"engine")
-    session = TensorRtSession(path, "fake_tensorrt")
-    for rows in (1, 4, 11):
-        feed = np.arange(rows * 2, dtype=np.float64).reshape(rows, 2)
-        assert np.array_equal(session.run({"x": feed})["y"], feed * 2)
-    assert len(driver.memory) == 2
-    with pytest.raises(EngineError, match="profile"):
-        session.run({"x": np.zeros((1, 3))})
-    with pytest.raises(EngineError, match="no values for x"):
-        session.run({})
-    session.close()
-    session.close()
-    assert driver.memory == {}
-    with pytest.raises(EngineError, match="closed"):
-        session.run({"x": np.zeros((1, 2))})
-    path.write_bytes(b"of another version")
-    with pytest.raises(EngineError, match="export it again"):
-        TensorRtSession(path, "fake_tensorrt")

@@ -33,7 +33,7 @@ class AlignerGraph(nn.Module):
         for part in mfam.modules():
             if isinstance(part, PreTrainedModel):
                 part.set_attn_implementation("eager")
-        self.mfam = in_half(mfam) if dtype == torch.float16 else mfam
+        self.mfam = in_half(mfam, dtype)
         self.dtype = dtype
 
     def forward(self, low: Tensor, middle: Tensor, high: Tensor, thematic: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,14 +42,17 @@ class AlignerGraph(nn.Module):
         aligned = self.mfam(hidden)
         photo = self.mfam.cues.photo_embeds(aligned.query_states)  # scale -> [B, P]
         rows = torch.stack([photo[attribute.scale] for attribute in ATTRIBUTES], dim=1)  # [B, A, P]
-        logits = rows.float().unsqueeze(2) @ self.text  # [B, A, 1, L]
-        return aligned.image_embeds.float(), logits.squeeze(2)
+        if self.dtype == torch.float32:
+            logits = (rows.unsqueeze(2) @ self.text).squeeze(2)
+        else:  # a product in float32 all the same, but not as a matrix product: compute capability 7.5 has none
+            logits = (rows.float().unsqueeze(3) * self.text).sum(dim=2)
+        return aligned.image_embeds.float(), logits  # [B, A, L]
 
 
 def export_aligner(model: CalmForConditionalGeneration, dtype: torch.dtype = torch.float32) -> ModelProto:
     """Graph of the alignment module, dynamic batch.
 
-    dtype: float32, or float16 with norms and softmax in float32 (changes `model` in place: pass a copy).
+    dtype: float32, or float16 or bfloat16 with norms and softmax in float32 (changes `model` in place: pass a copy).
     """
     vision = model.config.vision_config
     with torch.no_grad():

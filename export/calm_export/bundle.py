@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.metadata
 import logging
@@ -21,13 +20,14 @@ import torch
 
 from calm_export import parity
 from calm_export.aligner import export_aligner
+from calm_export.engines import source_features, write_sources
 from calm_export.graph import write_graph
 from calm_export.llm import PRECISIONS, LlmPrecision, export_embed_tokens, export_llm, llm_spec, write_llm_source
 from calm_export.options import ExportOptions
+from calm_export.packs import staged_packs, write_pack
 from calm_export.photos import parity_photos
-from calm_export.precision import torch_dtype
 from calm_export.staging import check_output, staged
-from calm_export.tensorrt_rtx import build_engine, tensorrt_version
+from calm_export.tensorrt import BUILDERS, EngineTarget, build_devices, build_engine, library_version
 from calm_export.vision import export_vision
 from calm_runtime.attributes import ATTRIBUTES
 from calm_runtime.bundle import (
@@ -47,6 +47,7 @@ from calm_runtime.bundle import (
     VisualTokens,
     encode_manifest,
     file_sha256,
+    open_bundle,
     sign_manifest,
 )
 from calm_runtime.errors import ExportError
@@ -64,6 +65,7 @@ ALIGNER = "aligner.onnx"
 LLM = "llm/model.onnx"
 LLM_CUDA = "llm-cuda/model.onnx"
 EMBED_TOKENS_FILE = "embed_tokens.safetensors"
+ENGINE_STAGES: tuple[Stage, ...] = ("vision_encoder", "aligner")
 ENGINE_PHOTOS = 16  # float16 on a CPU is emulated and slow: enough photos to see an overflow
 _TOOLS = ("calm-edge", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai",
           "tokenizers", "safetensors", "numpy", "pillow")  # fmt: skip
@@ -102,15 +104,19 @@ def export_bundle(
 ) -> Manifest:
     """Export a checkpoint folder to a bundle folder.
 
-    The bundle appears whole or not at all. Raises ExportError (also for a missed parity gate, with the numbers,
+    The bundle appears whole or not at all; so do packs, beside it. Raises ExportError (also for a missed parity gate, with the numbers,
     unless drift is allowed) or DataError when the checkpoint is not one.
     """
     check_output(output, options.overwrite)
-    if "tensorrt-rtx" in options.targets:
-        tensorrt_version()  # a missing library should not cost the minutes before it is needed
+    for target in _engine_targets(options):
+        build_devices(target, options.devices)  # a missing library or GPU should not cost the minutes before its use
     progress("loading the checkpoint")
     model, tokenizer, info = load_checkpoint(checkpoint)
-    with staged(output, options.overwrite) as folder, tempfile.TemporaryDirectory(prefix="calm-export-") as scratch:
+    with (
+        staged_packs(output, options.targets, options.overwrite) as packs,
+        staged(output, options.overwrite) as folder,
+        tempfile.TemporaryDirectory(prefix="calm-export-") as scratch,
+    ):
         tokenizer.save(str(folder / TOKENIZER), pretty=False)
         text = TextTokenizer(folder / TOKENIZER, llm_spec(model.config.text_config).bos_token_id)
         work = _Work(model, info, text, folder, Path(scratch), options)
@@ -126,10 +132,13 @@ def export_bundle(
         _export_llm(work, source, reference, features["image_embeds"], progress)
         if "cuda" in options.targets:
             _export_cuda(work, source, reference, features["image_embeds"], progress)
-        if "tensorrt-rtx" in options.targets:
+        if _engine_targets(options):
             _export_engines(work, pixels, reference, progress)
         progress("scoring the examples with the finished bundle")
         manifest = _finish(work, checkpoint_sha256(checkpoint))
+        for kind, place in packs.items():
+            progress(f"writing the {kind} pack")
+            write_pack(open_bundle(folder), kind, place)
     return manifest
 
 
@@ -200,25 +209,29 @@ def _scores(work: _Work, graph: str, image_embeds: parity.Array) -> npt.NDArray[
     return parity.onnx_scores(llm, image_embeds, work.info.prompts["score"], work.text, config.score_token_ids)
 
 
+def _engine_targets(options: ExportOptions) -> list[EngineTarget]:
+    return [target for target in BUILDERS if target in options.targets]
+
+
 def _export_engines(work: _Work, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]) -> None:
     """Engines of vision encoder and aligner, from ONNX of their own whose weights carry the precision."""
     precision = work.options.engine_precision
-    twin = copy.deepcopy(work.model)
-    vision, aligner = work.scratch / VISION_ENCODER, work.scratch / ALIGNER
-    write_graph(export_aligner(twin, torch_dtype(precision)), aligner)
-    write_graph(export_vision(twin, torch_dtype(precision)), vision)
+    sources = write_sources(work.model, precision, work.scratch)
     progress(f"checking the {precision} graphs the engines are built from")
     few = parity.Seen({k: v[:ENGINE_PHOTOS] for k, v in reference.features.items()}, reference.scores[:ENGINE_PHOTOS])
-    rows = parity.feature_rows(few, parity.onnx_features(vision, aligner, pixels[:ENGINE_PHOTOS]), precision)
+    features = source_features(work.model, precision, sources, pixels[:ENGINE_PHOTOS])
+    rows = parity.feature_rows(few, features, precision)
     rows = [msgspec.structs.replace(row, metric=f"{precision} engine source: {row.metric}") for row in rows]
-    work.gate(rows, f"the {precision} graph for TensorRT-RTX")
-    stages: tuple[tuple[Stage, Path], ...] = (("vision_encoder", vision), ("aligner", aligner))
-    for device in work.options.devices:
-        for stage, path in stages:
-            progress(f"building the TensorRT-RTX engine of {stage} for {device}")
-            graph, evidence = build_engine(stage, path, work.folder, device, precision)
-            work.graphs.append(graph)
-            work.engines.append(evidence)
+    work.gate(rows, f"the {precision} graph for engines")
+    for target in _engine_targets(work.options):
+        for device in build_devices(target, work.options.devices):
+            for stage in ENGINE_STAGES:
+                progress(f"building the {BUILDERS[target].title} engine of {stage} for {device}")
+                graph, evidence = build_engine(
+                    target, stage, sources[stage], work.folder, device, precision, work.options.batches
+                )
+                work.graphs.append(graph)
+                work.engines.append(evidence)
 
 
 def _finish(work: _Work, source_sha256: str) -> Manifest:
@@ -226,8 +239,7 @@ def _finish(work: _Work, source_sha256: str) -> Manifest:
     config = work.model.config
     names = sorted(p.relative_to(work.folder).as_posix() for p in work.folder.rglob("*") if p.is_file())
     tools = {"python": platform.python_version()} | {name: _version(name) for name in _TOOLS}
-    if work.engines:
-        tools["tensorrt-rtx"] = tensorrt_version()
+    tools |= {target: library_version(target) for target in _engine_targets(work.options)}
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         model=work.info.model,

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from calm_runtime.bundle import Manifest
+from calm_export.pack_cli import pack
+from calm_runtime.bundle import Manifest, Precision
 from calm_runtime.errors import CalmError, UsageError
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ WIDE = 150
 
 
 class ExportCommand(click.Command):
-    """A command with arguments of its own that hands over to `verify` when that is its first word."""
+    """A command with arguments of its own that hands over to `verify` or `pack` when that is its first word."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        if args and args[0] == VERIFY:
-            return verify.make_context(f"{info_name} {VERIFY}", args[1:], parent, **extra)
+        for command in (verify, pack):
+            if args and args[0] == command.name:
+                return command.make_context(f"{info_name} {command.name}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -43,7 +45,7 @@ class ExportCommand(click.Command):
     "export",
     cls=ExportCommand,
     epilog="The bundle appears only when every parity gate is met; the CPU graphs are always part of it. "
-    "A checkpoint folder that is called verify is given as ./verify.",
+    "A checkpoint folder that is called verify or pack is given as ./verify or ./pack.",
 )
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the new bundle.")
@@ -51,10 +53,10 @@ class ExportCommand(click.Command):
     "--target",
     "targets",
     multiple=True,
-    type=click.Choice(["cpu", "cuda", "tensorrt-rtx"]),
+    type=click.Choice(["cpu", "cuda", "tensorrt-rtx", "tensorrt", "web", "mobile"]),
     default=("cpu",),
     show_default=True,
-    help="What to build for; may be given several times.",
+    help="What to build for; may be given several times. web and mobile become packs beside the bundle.",
 )
 @click.option(
     "--llm-precision",
@@ -73,10 +75,19 @@ class ExportCommand(click.Command):
 )
 @click.option(
     "--engine-precision",
-    type=click.Choice(["fp16", "fp32"]),
+    type=click.Choice(["fp16", "bf16", "fp32"]),
     default="fp16",
     show_default=True,
-    help="Weights of the TensorRT-RTX engines; norms and softmax stay fp32.",
+    help="Weights of the engines, TensorRT-RTX or TensorRT; norms and softmax stay fp32.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    type=(click.IntRange(min=1), click.IntRange(min=1)),
+    default=(1, 8),
+    show_default=True,
+    metavar="BEST LARGEST",
+    help="Batch the engines are optimised for, and the largest they take.",
 )
 @click.option(
     "--photos",
@@ -101,7 +112,8 @@ def export(
     targets: tuple[str, ...],
     llm_precision: str,
     devices: tuple[str, ...],
-    engine_precision: str,
+    engine_precision: Precision,
+    batches: tuple[int, int],
     photos: Path | None,
     examples: Path | None,
     allow_drift: bool,
@@ -114,9 +126,11 @@ def export(
     Examples:
       calm export models/calm-nano -o my-bundle
       calm export models/calm-nano -o my-bundle --target cpu --target tensorrt-rtx
+      calm export models/calm-nano -o my-bundle --target web
       calm export verify my-bundle --checkpoint models/calm-nano --report report/
+      calm export pack my-bundle -o my-pack --target mobile
 
-    `calm export verify --help` explains the comparison. docs/export.md says which target is for which device.
+    `calm export verify --help` explains the comparison, `calm export pack --help` what a pack is. docs/export.md says which target is for which device.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
     console = Console(stderr=True)
@@ -129,7 +143,8 @@ def export(
             targets=tuple(dict.fromkeys(("cpu", *targets))),
             llm_precision=llm_precision,
             devices=tuple(dict.fromkeys(devices)),
-            engine_precision="fp16" if engine_precision == "fp16" else "fp32",
+            engine_precision=engine_precision,
+            batches=(1, *batches),
             photos=photos,
             examples=_examples(examples),
             overwrite=overwrite,
@@ -200,8 +215,8 @@ def verify(
         if not console.is_terminal:
             console = Console(width=WIDE)  # a file or pipe has no width of its own
         console.print(_stage_table(found.report))
-        if not found.report.same_checkpoint:
-            console.print("The bundle was exported from another checkpoint than this one.")
+    if not found.report.same_checkpoint:
+        click.echo(f"calm: {bundle} was exported from another checkpoint than this one", err=True)
     if not found.report.passed:
         click.echo(f"calm: {bundle} fails at {found.report.first_failing_stage}", err=True)
         ctx.exit(1)

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calm_export.llm import PRECISIONS
-from calm_export.tensorrt_rtx import PORTABLE, check_device
+from calm_export.packs import PACK_TARGETS
+from calm_export.tensorrt import BATCHES, Batches, check_batches, check_device
+from calm_export.tensorrt_build import PORTABLE
 from calm_runtime.bundle import Precision
 from calm_runtime.errors import ExportError
 
-TARGETS = ("cpu", "cuda", "tensorrt-rtx")
+TARGETS = ("cpu", "cuda", "tensorrt-rtx", "tensorrt", *PACK_TARGETS)
+ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class ExportOptions:
     """What to build. The graphs for the CPU are always part of a bundle: every engine falls back to them.
 
     llm_precision: "auto" takes the smallest that passes the gate.
-    devices: TensorRT-RTX engines, "portable" or compute capabilities. engine_precision: their weights.
+    devices: of TensorRT-RTX engines, "portable" or compute capabilities; TensorRT builds for the GPU at hand.
+    engine_precision: weights of the engines of both. batches: smallest, optimised-for and largest of their profile.
     photos: folder with 100 photos or more for the gate; None edits `examples`. examples: photos with golden scores.
     allow_drift: write the bundle even when a gate is missed, marked as drifted.
     """
@@ -27,6 +31,7 @@ class ExportOptions:
     llm_precision: str = "auto"
     devices: tuple[str, ...] = (PORTABLE,)
     engine_precision: Precision = "fp16"
+    batches: Batches = BATCHES
     photos: Path | None = None
     examples: tuple[Path, ...] = ()
     overwrite: bool = False
@@ -38,18 +43,22 @@ class ExportOptions:
             raise ExportError(f"no export target {', '.join(sorted(unknown))}; choose from {', '.join(TARGETS)}")
         if self.llm_precision not in ("auto", *PRECISIONS):
             raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(PRECISIONS)}")
-        if self.engine_precision not in ("fp16", "fp32"):
-            raise ExportError(f"no engine precision {self.engine_precision!r}; choose fp16 or fp32")
+        if self.engine_precision not in ENGINE_PRECISIONS:
+            choices = ", ".join(ENGINE_PRECISIONS)
+            raise ExportError(f"no engine precision {self.engine_precision!r}; choose from {choices}")
+        check_batches(self.batches)
         for device in self.devices:
             check_device(device)
 
     def recorded(self) -> dict[str, str]:
         """The options as provenance: everything that shapes the bundle, no path of this machine."""
+        engines = bool({"tensorrt", "tensorrt-rtx"} & set(self.targets))
         return {
-            "targets": " ".join(self.targets),
+            "targets": " ".join(target for target in self.targets if target not in PACK_TARGETS),
             "llm_precision": self.llm_precision,
             "devices": " ".join(self.devices) if "tensorrt-rtx" in self.targets else "",
-            "engine_precision": self.engine_precision if "tensorrt-rtx" in self.targets else "",
+            "engine_precision": self.engine_precision if engines else "",
+            "engine_batches": " ".join(map(str, self.batches)) if engines else "",
             "parity_photos": "edited examples" if self.photos is None else "a folder",
             "allow_drift": "yes" if self.allow_drift else "no",
         }

@@ -13,18 +13,22 @@ from calm_runtime.bundle import MANIFEST
 from calm_runtime.errors import CalmError, ExportError
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raise ExportError unless a bundle may be written there. What is not a bundle is never replaced."""
+def check_output(output: Path, overwrite: bool, marker: str = MANIFEST) -> None:
+    """Raise ExportError unless a bundle may be written there. What is not a bundle is never replaced.
+
+    marker: the file that tells a bundle; a pack has one of its own.
+    """
     if not output.exists():
         return
     if not overwrite:
         raise ExportError(f"{output} exists; give --overwrite to replace it")
-    if not output.is_dir() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
-        raise ExportError(f"{output} is not a bundle; give another place, or remove it yourself")
+    if not output.is_dir() or (any(output.iterdir()) and not (output / marker).is_file()):
+        what = "bundle" if marker == MANIFEST else "pack"
+        raise ExportError(f"{output} is not a {what}; give another place, or remove it yourself")
 
 
 @contextmanager
-def staged(output: Path, overwrite: bool) -> Iterator[Path]:
+def staged(output: Path, overwrite: bool, marker: str = MANIFEST) -> Iterator[Path]:
     """A folder beside `output` that takes its place on success and vanishes on failure."""
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
@@ -33,7 +37,7 @@ def staged(output: Path, overwrite: bool) -> Iterator[Path]:
         for path in (staging, *staging.rglob("*")):  # some writers keep their files to themselves
             path.chmod(0o755 if path.is_dir() else 0o644)
         if output.exists():
-            check_output(output, overwrite)  # it may have appeared meanwhile
+            check_output(output, overwrite, marker)  # it may have appeared meanwhile
             old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
             os.replace(output, old)
             try:

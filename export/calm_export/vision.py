@@ -22,7 +22,7 @@ class VisionGraph(nn.Module):
         super().__init__()
         # "eager" is MatMul-Softmax-MatMul without shape arithmetic: TensorRT and ONNX Runtime recognise it
         vision_encoder.model.set_attn_implementation("eager")
-        self.vision_encoder = in_half(vision_encoder) if dtype == torch.float16 else vision_encoder
+        self.vision_encoder = in_half(vision_encoder, dtype)
         self.dtype = dtype
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
@@ -35,7 +35,7 @@ class VisionGraph(nn.Module):
 def export_vision(model: CalmForConditionalGeneration, dtype: torch.dtype = torch.float32) -> ModelProto:
     """Graph of the vision encoder, dynamic batch. Layers above the highest tap are not part of it.
 
-    dtype: float32, or float16 with norms and softmax in float32 (changes `model` in place: pass a copy).
+    dtype: float32, or float16 or bfloat16 with norms and softmax in float32 (changes `model` in place: pass a copy).
     """
     size = model.config.vision_config.image_size
     graph = VisionGraph(model.vision_encoder, dtype)

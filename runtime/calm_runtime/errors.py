@@ -58,6 +58,10 @@ class EngineMissing(EngineError):
     """The chosen engine's library is not installed or its hardware does not answer."""
 
 
+class EngineVersionMismatch(EngineError):
+    """An engine was built by another TensorRT, or another version of it, than the one installed."""
+
+
 class RemoteError(CalmError):
     """A Triton server is not reachable, timed out or answered with an error."""
 
@@ -68,6 +72,22 @@ class ScoreError(CalmError):
 
 class ExportError(CalmError):
     """A checkpoint cannot be exported, or the export misses its parity gate."""
+
+
+class EngineBuildError(ExportError):
+    """TensorRT or TensorRT-RTX refused to build an engine."""
+
+
+class OperatorUnsupported(EngineBuildError):
+    """The graph has a node of a kind the library does not know; the message names the node."""
+
+
+class ProfileMissing(EngineBuildError):
+    """An input has a dynamic dimension and no optimisation profile that bounds it."""
+
+
+class PrecisionUnsupported(EngineBuildError):
+    """The GPU an engine is for has no arithmetic of the graph's precision."""
 
 
 class DataError(CalmError, ValueError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from importlib import metadata
 
-from calm_runtime.errors import EngineError
 from calm_runtime.session import Hardware, Library
 
 
@@ -23,12 +22,9 @@ def installed_libraries() -> frozenset[Library]:
 
 def probe_hardware() -> Hardware:
     """Ask the NVIDIA driver for the first GPU's compute capability; no driver or no GPU is a plain answer."""
-    from calm_runtime.cuda_driver import CudaDriver
+    from calm_runtime.cuda_driver import compute_capability
 
-    try:
-        return Hardware(CudaDriver().compute_capability())
-    except EngineError:
-        return Hardware()
+    return Hardware(compute_capability())
 
 
 def _distribution(name: str) -> bool:

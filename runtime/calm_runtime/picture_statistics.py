@@ -44,7 +44,7 @@ def picture_statistics(pixel_values: Array, spec: PhotoSpec) -> npt.NDArray[np.f
 def _unpad(rgb: Array, spec: PhotoSpec) -> Array:
     """[3, S, S] in 0..1 -> the photo without the border that made it square."""
     pad = np.asarray(spec.pad_color, np.float32)[:, None, None] / 255
-    inside = (np.abs(rgb - pad) > 1 / 255).any(axis=0)  # [S, S]
+    inside = np.abs(rgb - pad).max(axis=0) > 1 / 255  # [S, S]
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if rows.size < COARSE or columns.size < COARSE:
         return rgb  # a picture of the pad colour itself, or nearly

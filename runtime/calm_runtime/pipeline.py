@@ -91,7 +91,7 @@ class Calm:
             return RemoteCalm(source)
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be 1 or more, not {threads}")
-        from calm_runtime.engine import open_session
+        from calm_runtime.engine import hands_over, open_session
         from calm_runtime.hardware import installed_libraries, probe_hardware
 
         bundle = open_bundle(source or DEFAULT_BUNDLE, verify=verify)
@@ -102,7 +102,7 @@ class Calm:
         return cls(
             bundle,
             choice,
-            VisionEncoder(open_session(bundle, choice.vision_encoder, threads)),
+            VisionEncoder(open_session(bundle, choice.vision_encoder, threads, keep_on_device=hands_over(choice))),
             Aligner(open_session(bundle, choice.aligner, threads)),
             LanguageModel(
                 open_session(bundle, choice.llm, threads),
