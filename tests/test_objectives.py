@@ -3,17 +3,20 @@
 import torch
 from tiny_models import make_config
 
+from calm_runtime.attributes import SCALES
 from calm_train.objectives import (
     ContrastiveObjective,
     EditObjective,
     GenerationObjective,
     MatchingObjective,
     PatchObjective,
+    QuantityObjective,
     RankingObjective,
     ScoreObjective,
     expected_score,
 )
 from calm_train.pretext.edits import EDITS
+from calm_train.pretext.measures import QUANTITIES
 from calm_train.vision import HiddenStates
 
 LEVELS = torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1]])
@@ -48,9 +51,10 @@ def test_matching_looks_at_the_hardest_negative():
 def test_ranking_ignores_pairs_without_a_difference():
     objective = RankingObjective(0.5)
     better, worse = torch.tensor([1.0, 5.0]), torch.tensor([5.0, 1.0])
-    assert objective(better, worse, torch.tensor([False, True])) < 0.01
-    assert objective(better, worse, torch.tensor([True, True])) > 1
-    assert objective(better, worse, torch.tensor([False, False])) == 0
+    assert objective(better, worse, torch.tensor([0.0, 1.0])) < 0.01
+    assert objective(better, worse, torch.tensor([1.0, 1.0])) > 1
+    assert objective(better, worse, torch.tensor([1.0, 1.0])) > objective(better, worse, torch.tensor([0.2, 1.0]))
+    assert objective(better, worse, torch.tensor([0.0, 0.0])) == 0
 
 
 def test_score_objective_is_least_at_the_target_and_reads_back_its_mean():
@@ -88,9 +92,13 @@ def test_the_dense_objectives_can_be_learnt_from_what_they_ask_for():
     severities = torch.zeros(8, len(EDITS))
     severities[::2, 3] = 0.8
     hidden[::2, :, 5] += 2.0  # the trace an edit leaves in the encoder
+    quantities = torch.zeros(8, len(QUANTITIES))
+    quantities[::2, 1] = 1.5
+    queries = dict.fromkeys(SCALES, hidden[:, : config.queries])
     pixels = torch.randn(8, 3, config.vision_config.image_size, config.vision_config.image_size)
     for objective, arguments in (
-        (EditObjective(config), (HiddenStates(hidden, hidden, hidden, hidden), severities)),
+        (EditObjective(config), (HiddenStates(hidden, hidden, hidden, hidden), queries, severities)),
+        (QuantityObjective(config), (HiddenStates(hidden, hidden, hidden, hidden), queries, quantities)),
         (PatchObjective(config), (hidden[:1].expand(8, -1, -1), pixels[:1].expand(8, -1, -1, -1))),
     ):
         optimizer = torch.optim.Adam(objective.parameters(), 3e-2)

@@ -15,17 +15,19 @@ from calm_train.pretext.measures import (
     colourfulness,
     contrast,
     depth,
+    detail,
     mood,
     placement,
     subject,
     symmetry,
     tint,
     tonal_balance,
+    uprightness,
     warmth,
 )
 from calm_train.pretext.patches import STATISTICS, patch_statistics
 from calm_train.pretext.texts import NOTHING_TO_DO, comment_text, suggestion_text
-from calm_train.pretext.view import make_pair, make_view, to_picture, to_tensor
+from calm_train.pretext.view import another_rendering, make_pair, make_view, to_picture, to_tensor, visible_tilt
 
 PHOTOS = ("astronaut", "cat", "coffee", "rocket")
 
@@ -73,6 +75,28 @@ def test_measures_of_composition_move_the_right_way(rgb):
     assert subject(rgb * centre + plain * (1 - centre)) > subject(rgb)
     assert tonal_balance(rgb * (0.5 + 0.5 * (ys > 0))) > tonal_balance(rgb)
     assert mood(rgb * 0.5) < mood(rgb)
+
+
+def test_detail_falls_with_blur_and_grows_with_noise(rgb):
+    blurred, noisy = (EDITS[name].apply(rgb, 0.8, rng()).clamp(0, 1) for name in ("blurred", "noisy"))
+    assert detail(blurred) < detail(rgb) < detail(noisy)
+
+
+def test_uprightness_is_lost_by_a_tilt_where_there_are_lines(example_folder):
+    with Image.open(example_folder / "rocket.jpg") as photo:
+        tower = to_tensor(np.asarray(photo.convert("RGB").resize((320, 213))))
+    upright = [float(uprightness(rotate(tower, degrees, "crop"))) for degrees in (0, 5, 12)]
+    assert upright == sorted(upright, reverse=True)
+    assert upright[0] > 2 * upright[2]
+    assert float(uprightness(tower.rot90(1, (-2, -1)))) == pytest.approx(upright[0], abs=0.02)
+    assert visible_tilt(upright[0], upright[2]) == 1.0
+    assert visible_tilt(upright[0], upright[0] + 0.1) < 0.2  # no line tells: hardly any damage
+
+
+def test_another_rendering_is_the_same_photo_in_slightly_other_tones(rgb):
+    differences = [float((another_rendering(rgb, rng(seed)) - rgb).abs().mean()) for seed in range(8)]
+    assert 0 < min(differences)
+    assert max(differences) < 0.2
 
 
 def test_every_attribute_has_one_source_of_truth():

@@ -40,6 +40,7 @@ TINY: dict[str, Any] = {
         **STAGE,
         "frozen": ["llm"],
         "steps": 8,
+        "mask": 0.5,
         "weights": {
             "contrastive": 1,
             "matching": 1,
@@ -47,13 +48,22 @@ TINY: dict[str, Any] = {
             "cues": 1,
             "patches": 1,
             "edits": 1,
+            "quantities": 1,
             "caption": 1,
         },
     },
     "tune": {
         **STAGE,
         "steps": 4,
-        "weights": {"contrastive": 1, "score": 1, "ranking": 1, "generation": 1, "rating": 1, "caption": 1},
+        "weights": {
+            "contrastive": 1,
+            "score": 1,
+            "ranking": 1,
+            "generation": 1,
+            "personal": 1,
+            "rating": 1,
+            "caption": 1,
+        },
     },
     "adapt": {
         "pretrain": {**STAGE, "frozen": ["llm"], "steps": 3, "weights": {"contrastive": 1, "score": 1}},

@@ -17,7 +17,7 @@ from calm_runtime.bundle import DEFAULT_BUNDLE, Bundle, open_bundle
 from calm_runtime.errors import BundleCorrupt, UsageError
 from calm_runtime.llm import KvCache, LanguageModel, Sampling, read_embed_tokens
 from calm_runtime.photo import PhotoLimits, load_photo, photo_name, to_pixel_values
-from calm_runtime.prompt import split_prompt
+from calm_runtime.prompt import EXAMPLE, PERSONAL, split_prompt
 from calm_runtime.readout import read_scores
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
 from calm_runtime.session import EngineChoice, select_engine
@@ -115,8 +115,8 @@ class Calm:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What the bundle has prompts for."""
-        return tuple(self.bundle.manifest.prompts)
+        """What the bundle can be asked about one photo."""
+        return tuple(task for task in self.bundle.manifest.prompts if task not in (PERSONAL, EXAMPLE))
 
     def look(self, photo: Photo) -> Look:
         """Decode and read a photo once; the answers to every question branch off from there. Raises PhotoError."""
@@ -199,10 +199,9 @@ class Calm:
         return read_scores(logits, aligned.attribute_logits, self.bundle.manifest, total)
 
     def _prompt(self, task: str, question: str | None = None) -> tuple[list[int], list[int]]:
-        prompt = self.bundle.manifest.prompts.get(task)
-        if prompt is None:
-            raise UsageError(f"the model has no task {task!r}; it has {', '.join(self.bundle.manifest.prompts)}")
-        return split_prompt(prompt, self._text, question)
+        if task not in self.tasks:
+            raise UsageError(f"the model has no task {task!r}; it has {', '.join(self.tasks)}")
+        return split_prompt(self.bundle.manifest.prompts[task], self._text, question)
 
 
 class Look:

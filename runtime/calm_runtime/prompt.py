@@ -9,7 +9,8 @@ import msgspec
 from calm_runtime.errors import UsageError
 
 Task = Literal["score", "comment", "suggest", "ask"]
-Slot = Literal["bos", "image", "question"]
+Slot = Literal["bos", "image", "question", "examples", "queries", "rating"]
+IMAGE_SLOTS = ("image", "queries")
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -22,12 +23,19 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 Prompt = tuple[Part, ...]
 
 _IMAGE = (Part(slot="bos"), Part(slot="image"))
+_RATED = (Part(slot="queries"), Part(text="\nRating:"))
+
+PERSONAL, EXAMPLE = "personal", "example"
 
 PROMPTS: dict[str, Prompt] = {
     "score": (*_IMAGE, Part(text="\nCan you give me the aesthetic score?\nAnswer:")),
     "comment": (*_IMAGE, Part(text="\nComment on this photo.\nAnswer:")),
     "suggest": (*_IMAGE, Part(text="\nHow can this photo be improved?\nAnswer:")),
     "ask": (*_IMAGE, Part(text="\n"), Part(slot="question"), Part(text="\nAnswer:")),
+    # A person's rating of a photo, read as a score is. `queries` is a photo by the tokens of its three Q-Formers alone,
+    # so that many fit; `examples` is any number of EXAMPLE segments: photos with the score token of the rating given.
+    PERSONAL: (Part(slot="bos"), Part(slot="examples"), *_RATED),
+    EXAMPLE: (*_RATED, Part(slot="rating")),
 }
 
 
@@ -42,7 +50,7 @@ class TextEncoder(Protocol):
 
 
 def split_prompt(prompt: Prompt, encoder: TextEncoder, question: str | None = None) -> tuple[list[int], list[int]]:
-    """Token ids before and after the image slot.
+    """Token ids before and after the image slot (`image` or `queries`); `examples` and `rating` are the caller's.
 
     Raises UsageError when the prompt asks for a question and none (or an empty one) is given.
     """
@@ -54,7 +62,7 @@ def split_prompt(prompt: Prompt, encoder: TextEncoder, question: str | None = No
             target.extend(encoder.encode(part.text))
         elif part.slot == "bos":
             target.append(encoder.bos_token_id)
-        elif part.slot == "image":
+        elif part.slot in IMAGE_SLOTS:
             target = after
         elif part.slot == "question":
             if not question or not question.strip():

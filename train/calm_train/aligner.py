@@ -40,8 +40,8 @@ class QFormer(nn.Module):
                 num_hidden_layers=config.qformer_layers,
                 num_attention_heads=config.qformer_heads,
                 cross_attention_frequency=1,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
+                hidden_dropout_prob=config.qformer_dropout,
+                attention_probs_dropout_prob=config.qformer_dropout,
                 layer_norm_eps=1e-6,
             )
         )

@@ -45,6 +45,7 @@ def build_model(recipe: Recipe, seed: int) -> tuple[CalmForConditionalGeneration
             queries=parts.queries,
             qformer_layers=parts.qformer_layers,
             qformer_heads=parts.qformer_heads,
+            qformer_dropout=parts.qformer_dropout,
             taps=parts.taps,
             score_token_ids=tuple(_token_id(tokenizer, token) for token in SCORE_TOKENS),
         )
@@ -75,6 +76,7 @@ def describe_config(recipe: Recipe) -> CalmConfig:
         queries=parts.queries,
         qformer_layers=parts.qformer_layers,
         qformer_heads=parts.qformer_heads,
+        qformer_dropout=parts.qformer_dropout,
         taps=parts.taps,
     )
 

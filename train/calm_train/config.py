@@ -16,6 +16,7 @@ class CalmConfig(PretrainedConfig):
     text_config: config (or dict) of any causal LM; its vocabulary already holds the ten score tokens.
     queries: learnable queries per Q-Former.
     qformer_layers, qformer_heads: depth and heads of each Q-Former; its width is the vision encoder's.
+    qformer_dropout: of its activations and attention, in training.
     taps: hidden state each Q-Former attends to, as index into the encoder's `hidden_states` (0 = embeddings,
         k = output of layer k, negative from the end). Equal taps give the "last only" ablation.
     thematic_tap: hidden state whose patches the thematic branch projects (LLaVA takes the penultimate).
@@ -35,6 +36,7 @@ class CalmConfig(PretrainedConfig):
         queries: int = 8,
         qformer_layers: int = 2,
         qformer_heads: int = 3,
+        qformer_dropout: float = 0.0,
         taps: tuple[int, int, int] = (3, 5, 8),
         thematic_tap: int = -2,
         thematic_pool: int = 2,
@@ -48,6 +50,7 @@ class CalmConfig(PretrainedConfig):
         self.queries = queries
         self.qformer_layers = qformer_layers
         self.qformer_heads = qformer_heads
+        self.qformer_dropout = qformer_dropout
         self.taps = list(taps)
         self.thematic_tap = thematic_tap
         self.thematic_pool = thematic_pool

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -15,7 +16,7 @@ from transformers import PretrainedConfig
 
 from calm_runtime.attributes import SCALES
 from calm_runtime.photo import PhotoSpec, to_pixel_values
-from calm_runtime.prompt import Prompt, split_prompt
+from calm_runtime.prompt import EXAMPLE, Prompt, split_prompt
 from calm_train.flows import Flow
 from calm_train.library import Picture
 from calm_train.pretext.edits import EDITS
@@ -48,8 +49,10 @@ class PromptEncoder:
 class PairDataset(Dataset[dict[str, Any]]):
     """Item i is a pair of views, drawn from (seed, i) alone: the same item whatever worker or restart makes it.
 
-    An item: pixel_values [2, 3, S, S], levels [2, A], ratings [2], severities [2, E], different (bool: the first must
-    rank higher), texts for the generation objectives, and `labelled` photos of each flow.
+    An item: pixel_values [2, 3, S, S], levels [2, A], quantities [2, M], ratings [2], severities [2, E], gap (0..1: how
+    much it counts that the first ranks higher), texts for the generation objectives, and `labelled` photos of each flow.
+
+    mask: in every other pair up to this share of the patches is hidden, the same ones in both views. patch: their side.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         seed: int,
         flows: Sequence[Flow] = (),
         labelled: int = 1,
+        mask: float = 0.0,
+        patch: int = 16,
     ) -> None:
         self.pictures = pictures
         self.spec = spec
@@ -67,6 +72,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.flows = flows
         self.labelled = labelled
+        self.mask = mask
+        self.patch = patch
 
     def __len__(self) -> int:
         return self.length
@@ -77,15 +84,25 @@ class PairDataset(Dataset[dict[str, Any]]):
         order = np.random.default_rng((self.seed, 7, epoch)).permutation(len(self.pictures))
         views = make_pair(self.pictures[order[position]], rng)
         numbers = range(index * self.labelled, (index + 1) * self.labelled)
+        pixels = torch.stack([self._pixels(view) for view in views])
         return {
-            "pixel_values": torch.stack([self._pixels(view) for view in views]),
+            "pixel_values": pixels * self._shown(rng),
             "levels": torch.tensor([view.levels for view in views]),
+            "quantities": torch.tensor([view.quantities for view in views]),
             "ratings": torch.tensor([view.rating for view in views]),
             "severities": torch.stack([_severities(view) for view in views]),
-            "different": views[1].damage - views[0].damage > DIFFERENT,
+            "gap": min(1.0, (views[1].damage - views[0].damage) / DIFFERENT),
             "texts": [_texts(view, rng) for view in views],
             "labelled": [flow[number] for flow in self.flows for number in numbers],
         }
+
+    def _shown(self, rng: np.random.Generator) -> Tensor:
+        """1 where a pixel is shown, 0 (the mean colour) in hidden patches: [S, S]."""
+        share = self.mask * float(rng.uniform()) if self.mask and rng.integers(2) else 0.0
+        side = self.spec.size // self.patch
+        kept = torch.from_numpy(rng.random((side, side)) >= share).float()
+        grown = kept.repeat_interleave(self.patch, 0).repeat_interleave(self.patch, 1)
+        return F.pad(grown, (0, self.spec.size - grown.shape[1], 0, self.spec.size - grown.shape[0]), value=1.0)
 
     def _pixels(self, view: View) -> Tensor:
         return torch.from_numpy(to_pixel_values(Image.fromarray(view.picture), self.spec))
@@ -126,6 +143,7 @@ class BatchCollator:
         self.text_every = text_every
         self.longest = longest
         self.score_ids = split_prompt(prompts["score"], encoder)
+        self.example_ids = split_prompt(prompts[EXAMPLE], encoder) if EXAMPLE in prompts else ([], [])
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
         texts = [text for item in items for text in item["texts"]]
@@ -138,11 +156,13 @@ class BatchCollator:
         batch = {
             "pixel_values": torch.cat([item["pixel_values"] for item in items]),
             "levels": torch.cat([item["levels"] for item in items]),
+            "quantities": torch.cat([item["quantities"] for item in items]),
             "ratings": torch.cat([item["ratings"] for item in items]),
             "severities": torch.cat([item["severities"] for item in items]),
-            "different": torch.tensor([item["different"] for item in items]),
+            "gap": torch.tensor([item["gap"] for item in items]),
             "before": torch.tensor(self.score_ids[0]),
             "score_after": torch.tensor(self.score_ids[1]),
+            "example_after": torch.tensor(self.example_ids[1], dtype=torch.int64),
             "text_rows": torch.tensor(rows),
             "text_ids": text_ids,
             "text_labels": text_labels,

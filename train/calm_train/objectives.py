@@ -10,6 +10,7 @@ from calm_runtime.attributes import SCALES
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
 from calm_train.config import CalmConfig
 from calm_train.pretext.edits import EDITS
+from calm_train.pretext.measures import QUANTITIES
 from calm_train.pretext.patches import STATISTICS, patch_statistics
 from calm_train.vision import HiddenStates, patch_grid
 
@@ -66,10 +67,10 @@ class RankingObjective(nn.Module):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, better: Tensor, worse: Tensor, different: Tensor) -> Tensor:
-        """better, worse [P] values; different [P] bool: pairs that count -> scalar."""
+    def forward(self, better: Tensor, worse: Tensor, gap: Tensor) -> Tensor:
+        """better, worse [P] values; gap [P] in 0..1: how much each pair counts -> scalar."""
         loss = F.softplus((worse.float() - better.float()) / self.temperature)
-        return (loss * different).sum() / different.sum().clamp(min=1)
+        return (loss * gap).sum() / gap.sum().clamp(min=1)
 
 
 class ScoreObjective(nn.Module):
@@ -108,29 +109,60 @@ class PatchObjective(nn.Module):
         return F.mse_loss(self.head(patches).float(), patch_statistics(pixel_values, self.patch_size))
 
 
+class ScaleHeads(nn.Module):
+    """Linear heads on each tap's patches and on each Q-Former's outputs, by their mean and spread: six in all."""
+
+    def __init__(self, config: CalmConfig, outputs: int) -> None:
+        super().__init__()
+        self.patches_per_side = config.patches_per_side
+        width = 2 * config.vision_config.hidden_size
+
+        def heads() -> nn.ModuleDict:
+            return nn.ModuleDict(
+                {scale: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs)) for scale in SCALES}
+            )
+
+        self.taps, self.queries = heads(), heads()
+
+    def forward(self, hidden: HiddenStates, query_states: dict[str, Tensor]) -> Tensor:
+        """hidden states [B, N, C], query outputs [B, Q, C] per scale -> [6, B, outputs] float32."""
+        rows = []
+        for scale in SCALES:
+            patches = patch_grid(getattr(hidden, scale), self.patches_per_side).flatten(1, 2)
+            for head, states in ((self.taps[scale], patches), (self.queries[scale], query_states[scale])):
+                wide = states.float()
+                rows.append(head(torch.cat([wide.mean(1), wide.std(1)], dim=-1)).float())  # [B, outputs]
+        return torch.stack(rows)
+
+
 class EditObjective(nn.Module):
-    """Mean and spread of each tap's patches tell which edits were made, and how strongly (cross-entropy per edit).
+    """Every tap and every Q-Former tells which edits were made, and how strongly (cross-entropy per edit).
 
     An edit that was made counts from 0.4 up, so that a mild one still differs from none.
     """
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
-        self.patches_per_side = config.patches_per_side
-        width = 2 * config.vision_config.hidden_size
-        self.heads = nn.ModuleDict(
-            {scale: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(EDITS))) for scale in SCALES}
-        )
+        self.heads = ScaleHeads(config, len(EDITS))
 
-    def forward(self, hidden: HiddenStates, severities: Tensor) -> Tensor:
-        """hidden states [B, N, C], severities [B, E] (0 = not made) -> scalar."""
+    def forward(self, hidden: HiddenStates, query_states: dict[str, Tensor], severities: Tensor) -> Tensor:
+        """severities [B, E] (0 = not made) -> scalar."""
         target = torch.where(severities > 0, 0.4 + 0.6 * severities, 0.0)
-        losses = []
-        for scale in SCALES:
-            patches = patch_grid(getattr(hidden, scale), self.patches_per_side).flatten(1, 2).float()
-            pooled = torch.cat([patches.mean(1), patches.std(1)], dim=-1)  # [B, 2C]
-            losses.append(F.binary_cross_entropy_with_logits(self.heads[scale](pooled).float(), target))
-        return torch.stack(losses).mean()
+        told = self.heads(hidden, query_states)
+        return F.binary_cross_entropy_with_logits(told, target.expand_as(told))
+
+
+class QuantityObjective(nn.Module):
+    """Every tap and every Q-Former tells the measured quantities as numbers, not only as levels (Huber loss)."""
+
+    def __init__(self, config: CalmConfig) -> None:
+        super().__init__()
+        self.heads = ScaleHeads(config, len(QUANTITIES))
+
+    def forward(self, hidden: HiddenStates, query_states: dict[str, Tensor], quantities: Tensor) -> Tensor:
+        """quantities [B, M], standardised -> scalar."""
+        told = self.heads(hidden, query_states)
+        return F.smooth_l1_loss(told, quantities.float().expand_as(told), beta=0.5)
 
 
 def expected_score(score_logits: Tensor) -> Tensor:

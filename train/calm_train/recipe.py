@@ -30,9 +30,11 @@ class LossWeights(_Strict, frozen=True):
     cues: float = 0.0
     patches: float = 0.0
     edits: float = 0.0
+    quantities: float = 0.0
     score: float = 0.0
     ranking: float = 0.0
     generation: float = 0.0
+    personal: float = 0.0
     rating: float = 0.0
     caption: float = 0.0
 
@@ -57,6 +59,7 @@ class ModelRecipe(_Strict, frozen=True):
     qformer_heads: int
     taps: tuple[int, int, int]
     vocabulary: int | None = None
+    qformer_dropout: float = 0.0
     name: str = "calm"
 
 
@@ -93,6 +96,7 @@ class StageRecipe(_Strict, frozen=True):
     weights: LossWeights
     frozen: tuple[str, ...] = ()
     text_every: int = 3
+    mask: float = 0.0
     labelled: int = 1
     warmup_steps: int = 100
     weight_decay: float = 0.05

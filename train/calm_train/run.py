@@ -80,7 +80,10 @@ def run_stage(options: RunOptions) -> str:
     flows = [Flow(e, info.photo, settings.pairs, data_seed + n) for n, e in enumerate(data.flows.values(), start=10)]
     pictures = PictureLibrary(data.photos)
     pairs = settings.steps * settings.pairs
-    dataset = PairDataset(pictures, info.photo, pairs, data_seed, flows, settings.labelled)
+    patch = int(model.config.vision_config.patch_size)
+    dataset = PairDataset(
+        pictures, info.photo, pairs, data_seed, flows, settings.labelled, mask=settings.mask, patch=patch
+    )
     collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, settings.text_every)
     stage = Stage(model, settings.weights, settings.frozen)
     started = time.monotonic()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from calm_runtime.attributes import ATTRIBUTE_NAMES, ATTRIBUTES, SCALES
+from calm_runtime.score import SCORE_LOW
+from calm_runtime.taste import RATING_MIDDLE
 from calm_train.aligner import Aligned
 from calm_train.model import CalmForConditionalGeneration
 from calm_train.objectives import (
@@ -14,10 +16,12 @@ from calm_train.objectives import (
     GenerationObjective,
     MatchingObjective,
     PatchObjective,
+    QuantityObjective,
     RankingObjective,
     ScoreObjective,
     expected_score,
 )
+from calm_train.personal import RecentPhotos, personal_sequence, simulate_rater
 from calm_train.recipe import LossWeights
 
 IMPRESSION = ATTRIBUTE_NAMES.index("impression")
@@ -28,8 +32,8 @@ Losses = dict[str, Tensor]
 class Stage(nn.Module):
     """The model, what of it is frozen, and the objectives.
 
-    Stage 1 (text-guided self-supervision) weighs contrastive, matching, impression, cues, patches and edits; stage 2
-    (instruction tuning) adds score, ranking and generation. `rating` and `caption` join when such data is given.
+    Stage 1 (text-guided self-supervision) weighs contrastive, matching, impression, cues, patches, edits and
+    quantities; stage 2 (instruction tuning) adds score, ranking, generation and personal. `rating` and `caption` join when such data is given.
     """
 
     def __init__(self, model: CalmForConditionalGeneration, weights: LossWeights, frozen: tuple[str, ...]) -> None:
@@ -46,6 +50,8 @@ class Stage(nn.Module):
         self.ranking = RankingObjective(temperature=0.5)
         self.patches = PatchObjective(model.config)
         self.edits = EditObjective(model.config)
+        self.quantities = QuantityObjective(model.config)
+        self.recent = RecentPhotos(model.config) if weights.personal else None
 
     def forward(self, **batch: Tensor) -> Losses:
         """Batch of `BatchCollator` -> losses by name, `loss` the weighted sum."""
@@ -64,7 +70,11 @@ class Stage(nn.Module):
         if weights.patches:
             losses["patches"] = self.patches(hidden.low, batch["pixel_values"])
         if weights.edits:
-            losses["edits"] = self.edits(hidden, batch["severities"])
+            losses["edits"] = self.edits(hidden, aligned.query_states, batch["severities"])
+        if weights.quantities:
+            losses["quantities"] = self.quantities(hidden, aligned.query_states, batch["quantities"])
+        if self.recent is not None:
+            losses["personal"] = self.personal_loss(self.recent, aligned, batch)
         if "rated_pixels" in batch:
             losses["rating"] = self.rating_loss(batch)
         if "told_pixels" in batch:
@@ -87,7 +97,7 @@ class Stage(nn.Module):
         if self.weights.impression:
             shown = logits[:, IMPRESSION].mean(-1).float().log_softmax(-1)  # [2P, L]
             quality = shown[:, 2] - shown[:, 0]
-            losses["impression"] = self.impression(quality[0::2], quality[1::2], batch["different"])
+            losses["impression"] = self.impression(quality[0::2], quality[1::2], batch["gap"])
         return losses
 
     def score_losses(self, aligned: Aligned, batch: Batch) -> Losses:
@@ -96,8 +106,21 @@ class Stage(nn.Module):
         mean = expected_score(logits)
         return {
             "score": self.scoring(logits, self.scoring.target(batch["ratings"])),
-            "ranking": self.ranking(mean[0::2], mean[1::2], batch["different"]),
+            "ranking": self.ranking(mean[0::2], mean[1::2], batch["gap"]),
         }
+
+    def personal_loss(self, recent: RecentPhotos, aligned: Aligned, batch: Batch) -> Tensor:
+        """One simulated person's ratings, each predicted from the photos and ratings before it."""
+        count = 3 * self.model.config.queries
+        facts = torch.cat([batch["quantities"].float(), (batch["ratings"].float()[:, None] - RATING_MIDDLE) / 2], dim=1)
+        rated = simulate_rater(*recent(aligned.image_embeds[:, :count], facts))
+        ids = torch.tensor(self.model.config.score_token_ids, device=facts.device)
+        embed = self.model.get_input_embeddings()
+        tokens = embed(ids[rated.ratings.long() - SCORE_LOW])
+        embeds, positions = personal_sequence(rated, embed(batch["before"]), embed(batch["example_after"]), tokens)
+        hidden = self.model.llm.get_decoder()(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, positions]
+        logits = self.model.get_output_embeddings()(hidden)[:, ids]  # [L, 10]
+        return self.scoring(logits, self.scoring.target(rated.ratings))
 
     def rating_loss(self, batch: Batch) -> Tensor:
         """Human ratings (flow S): histograms where the data set has them, smoothed means elsewhere."""

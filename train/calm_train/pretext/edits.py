@@ -263,15 +263,15 @@ def tilt(rgb: Tensor, severity: float, rng: np.random.Generator, sign: int = 0) 
 EDITS: dict[str, Edit] = {
     edit.name: edit
     for edit in (
-        Edit("tilt left", 0.75, 6.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, 1)),
-        Edit("tilt right", 0.75, 6.0, True, lambda rgb, s, rng: tilt(rgb, s, rng, -1)),
+        Edit("tilt left", 0.75, 4.5, True, lambda rgb, s, rng: tilt(rgb, s, rng, 1)),
+        Edit("tilt right", 0.75, 4.5, True, lambda rgb, s, rng: tilt(rgb, s, rng, -1)),
         Edit("underexposed", 0.95, 0.8, False, underexpose),
-        Edit("overexposed", 0.90, 1.6, False, overexpose),
+        Edit("overexposed", 0.90, 1.8, False, overexpose),
         Edit("flat", 0.85, 0.8, False, flatten_contrast),
         Edit("hazy", 0.75, 0.8, False, haze),
         Edit("desaturated", 0.70, 1.2, False, desaturate),
         Edit("oversaturated", 0.60, 0.8, False, oversaturate),
-        Edit("colour cast", 0.80, 2.2, False, colour_cast),
+        Edit("colour cast", 0.80, 2.6, False, colour_cast),
         Edit("vignetted", 0.55, 1.0, False, vignette),
         Edit("blurred", 1.00, 1.2, False, blur),
         Edit("oversharpened", 0.55, 0.8, False, oversharpen),

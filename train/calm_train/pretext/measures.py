@@ -15,6 +15,9 @@ from torch import Tensor
 
 MEASURE_SIZE = 224
 GRID = 14
+LINE_CELL = 10  # pixels: the neighbourhood whose edges make one line
+UPRIGHT_WITHIN = 5.0  # degrees from the horizontal or the vertical
+_SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -119,6 +122,27 @@ def mood(rgb: Tensor) -> Tensor:
     return brightness(rgb) + 0.8 * colourfulness(rgb)
 
 
+def detail(rgb: Tensor) -> Tensor:
+    """Logarithm of the mean step between neighbouring pixels of luma: falls with blur, grows with noise."""
+    return (_gradient(luma(rgb)).mean() + 1e-3).log()
+
+
+def uprightness(rgb: Tensor) -> Tensor:
+    """Share of clear lines that are upright or level, 0..1: what a tilt takes away.
+
+    Direction and coherence of cells from the structure tensor (Bigun & Granlund 1987).
+    """
+    kernels = torch.stack([_SOBEL, _SOBEL.T])[:, None]
+    dx, dy = F.conv2d(luma(rgb)[None, None], kernels)[0][:, 2:-2, 2:-2]
+    xx, yy, xy = F.avg_pool2d(torch.stack([dx * dx, dy * dy, dx * dy])[None], LINE_CELL)[0]
+    energy = xx + yy
+    coherence = torch.hypot(xx - yy, 2 * xy) / (energy + 1e-3)
+    angle = torch.rad2deg(0.5 * torch.atan2(2 * xy, xx - yy)).abs()  # of the gradient, 0..90
+    off = torch.minimum(angle, 90 - angle)
+    weight = coherence**2 * energy**0.25
+    return (weight * torch.exp(-0.5 * (off / UPRIGHT_WITHIN) ** 2)).sum() / (weight.sum() + 1e-6)
+
+
 @dataclass(frozen=True)
 class Measure:
     """How one attribute is read off a photo: below `lower` its first level, above `upper` its third.
@@ -136,6 +160,10 @@ class Measure:
         """Level index of a measured value."""
         return int(value >= self.lower) + int(value > self.upper)
 
+    def standardised(self, value: float) -> float:
+        """A measured value on the scale of its thresholds, -0.5 .. 0.5 between them; outliers are cut at 2."""
+        return max(-2.0, min(2.0, (value - 0.5 * (self.lower + self.upper)) / (self.upper - self.lower)))
+
 
 # Thresholds: thirds of the unedited training photos for scene properties, perceptual bands for picture properties.
 MEASURES: tuple[Measure, ...] = (
@@ -152,6 +180,9 @@ MEASURES: tuple[Measure, ...] = (
     Measure("tonal balance", tonal_balance, -0.08, 0.03, False),
     Measure("subject", subject, 0.39, 0.49, False),
 )
+DETAIL = Measure("detail", detail, -3.2, -2.85, True)
+UPRIGHTNESS = Measure("uprightness", uprightness, 0.21, 0.36, False)
+QUANTITIES = (*MEASURES, DETAIL, UPRIGHTNESS)  # all that is told as a number; the last two have no levels of their own
 
 
 def resize_for_measure(rgb: Tensor) -> Tensor:
@@ -164,4 +195,4 @@ def resize_for_measure(rgb: Tensor) -> Tensor:
 def measure(rgb: Tensor, *, edited: bool) -> dict[str, float]:
     """Attribute name -> value, for the measures taken after (edited) or before photometric edits."""
     small = resize_for_measure(rgb)
-    return {m.attribute: float(m.function(small)) for m in MEASURES if m.edited == edited}
+    return {m.attribute: float(m.function(small)) for m in QUANTITIES if m.edited == edited}

@@ -15,10 +15,13 @@ from calm_runtime.attributes import ATTRIBUTES
 from calm_runtime.score import SCORE_LOW
 from calm_train.pretext.edits import EDITS, to_linear
 from calm_train.pretext.faults import FAULTS
-from calm_train.pretext.measures import MEASURES, measure
+from calm_train.pretext.measures import MEASURES, QUANTITIES, UPRIGHTNESS, luma, measure
 
-WHOLE = 0.4  # share of frames that keep the whole photo, as people send it
-DIFFERENT = 0.04  # damage difference above which one view must score higher than the other
+WHOLE = 0.3  # share of frames that keep the whole photo, as people send it
+LEAST_SIDE = 0.55  # of the others: the smallest share of each side that is kept
+TURNED = 0.25  # share of frames that stand on another side: their lines are as upright as ever
+DIFFERENT = 0.3  # damage difference from which the order of a pair counts in full
+UNSEEN_TILT, CLEAR_TILT = 0.15, 0.12  # least part of a tilt's damage; loss of uprightness that shows all of it
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class AppliedEdit:
 class View:
     """An edited photo and its truth.
 
-    picture: RGB [H, W, 3] uint8. levels: level index per attribute of `ATTRIBUTES`. damage: 0 (untouched) .. 1.
-    rating: pseudo rating on the 1..10 scale. edits: strongest first. shift: change of (warmth, tint) by the edits.
+    picture: RGB [H, W, 3] uint8. levels: level index per attribute of `ATTRIBUTES`. quantities: standardised value per
+    measure of `QUANTITIES`. damage: 0 (untouched) .. 1. rating: pseudo rating on the 1..10 scale. edits: strongest
+    first. shift: change of (warmth, tint) by the edits.
     """
 
     picture: npt.NDArray[np.uint8]
     levels: tuple[int, ...]
+    quantities: tuple[float, ...]
     damage: float
     rating: float
     edits: tuple[AppliedEdit, ...]
@@ -57,20 +62,34 @@ def to_picture(rgb: Tensor) -> npt.NDArray[np.uint8]:
 
 
 def random_frame(rgb: Tensor, rng: np.random.Generator) -> Tensor:
-    """Another framing of the same photo: whole or a crop to 65-100% of each side, maybe mirrored, 240-432 pixels."""
+    """Another framing of the same photo: whole or a crop, maybe mirrored or on another side, 240-432 pixels."""
     height, width = rgb.shape[-2:]
-    least = 1.0 if rng.uniform() < WHOLE else 0.65
+    least = 1.0 if rng.uniform() < WHOLE else LEAST_SIDE
     crop_h, crop_w = (round(side * rng.uniform(least, 1.0)) for side in (height, width))
     top, left = int(rng.integers(height - crop_h + 1)), int(rng.integers(width - crop_w + 1))
     frame = rgb[:, top : top + crop_h, left : left + crop_w]
     if rng.integers(2):
         frame = frame.flip(-1)
+    if rng.uniform() < TURNED:
+        frame = frame.rot90(int(rng.integers(1, 4)), (-2, -1))
     longest = max(crop_h, crop_w)
     target = min(longest, int(rng.integers(240, 433)))
     if target < longest:
         size = [max(32, round(side * target / longest)) for side in (crop_h, crop_w)]
         frame = F.interpolate(frame[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
     return frame
+
+
+def another_rendering(rgb: Tensor, rng: np.random.Generator) -> Tensor:
+    """The photo as another camera might have rendered it: a mild, harmless change of tone curve and colours.
+
+    Few photos are seen many times; without this, a model may know each of them by heart and learn nothing of faults.
+    """
+    rgb = rgb.clamp(0, 1) ** math.exp(rng.normal(0, 0.12))
+    gains = torch.tensor(np.exp(rng.normal(0, 0.035, 3)), dtype=torch.float32)
+    rgb = (rgb * gains[:, None, None]).clamp(0, 1)
+    grey = luma(rgb)
+    return (grey + (rgb - grey) * math.exp(rng.normal(0, 0.12))).clamp(0, 1)
 
 
 def plan_edits(rng: np.random.Generator, count: int) -> list[tuple[str, float]]:
@@ -88,22 +107,32 @@ def plan_edits(rng: np.random.Generator, count: int) -> list[tuple[str, float]]:
     return chosen
 
 
-def damage_of(edits: list[tuple[str, float]]) -> float:
-    """Combined damage in 0..1: independent losses multiply."""
+def damage_of(edits: list[tuple[str, float]], visible_tilt: float = 1.0) -> float:
+    """Combined damage in 0..1: independent losses multiply. visible_tilt: how much of a tilt the lines show."""
     kept = 1.0
     for name, severity in edits:
-        kept *= 1 - 0.92 * EDITS[name].weight * (0.25 + 0.75 * severity)
+        shown = visible_tilt if EDITS[name].geometric else 1.0
+        kept *= 1 - 0.92 * EDITS[name].weight * (0.25 + 0.75 * severity) * shown
     return 1 - kept
 
 
+def visible_tilt(upright_before: float, upright_after: float) -> float:
+    """Part of a tilt's damage that can be seen: a cat on a carpet has no lines to be crooked.
+
+    A score that fell for every tilt alike could only be learnt by heart, photo by photo.
+    """
+    return min(1.0, max(UNSEEN_TILT, UNSEEN_TILT + (upright_before - upright_after) / CLEAR_TILT))
+
+
 def base_rating(before: dict[str, float], after: dict[str, float]) -> float:
-    """Rating of an unedited photo from measured attributes, 5.9 .. 8.1: no more than a mild, plausible preference."""
+    """Rating of an unedited photo from measured attributes, 5.6 .. 8.4: no more than a mild, plausible preference."""
     wish = (
         0.5 * math.tanh((after["colourfulness"] - 0.14) / 0.07)
         + 0.4 * math.tanh((after["contrast"] - 0.19) / 0.06)
         - 0.4 * abs(math.tanh((after["brightness"] - 0.46) / 0.16))
         + 0.3 * math.tanh((before["subject"] - 0.43) / 0.08)
         - 0.2 * math.tanh((before["clutter"] - 0.27) / 0.12)
+        + 0.5 * math.tanh((before[UPRIGHTNESS.attribute] - 0.28) / 0.15)
     )
     return 7.0 + 0.6 * wish
 
@@ -112,7 +141,7 @@ def make_view(frame: Tensor, edits: list[tuple[str, float]], rng: np.random.Gene
     """Apply edits to a frame (geometric ones first), measure the result, keep the truth."""
     ordered = sorted(edits, key=lambda edit: not EDITS[edit[0]].geometric)
     scene, rgb, applied = frame, frame, []
-    untouched = measure(frame, edited=True)
+    untouched, level_scene = measure(frame, edited=True), measure(frame, edited=False)
     for name, severity in ordered:
         before_light = float(to_linear(rgb).mean())
         rgb = EDITS[name].apply(rgb, severity, rng).clamp(0, 1)
@@ -121,16 +150,19 @@ def make_view(frame: Tensor, edits: list[tuple[str, float]], rng: np.random.Gene
         if EDITS[name].geometric:
             scene = rgb
     picture = to_picture(rgb)
-    before, after = measure(scene, edited=False), measure(to_tensor(picture), edited=True)
+    before = level_scene if scene is frame else measure(scene, edited=False)
+    after = measure(to_tensor(picture), edited=True)
     severity_of = dict(edits)
-    damage = damage_of(edits)
+    upright = UPRIGHTNESS.attribute
+    damage = damage_of(edits, visible_tilt(level_scene[upright], before[upright]))
     found = {m.attribute: m.level((after if m.edited else before)[m.attribute]) for m in MEASURES}
     found |= {fault.attribute: fault.level(severity_of) for fault in FAULTS}
     found["impression"] = 2 if damage < 0.2 else 1 if damage < 0.55 else 0
-    start = base_rating(before, untouched)
+    start = base_rating(level_scene, untouched)
     return View(
         picture=picture,
         levels=tuple(found[attribute.name] for attribute in ATTRIBUTES),
+        quantities=tuple(m.standardised((after if m.edited else before)[m.attribute]) for m in QUANTITIES),
         damage=damage,
         rating=start - (start - SCORE_LOW - 0.4) * damage,
         edits=tuple(sorted(applied, key=lambda e: -e.severity * EDITS[e.name].weight)),
@@ -143,7 +175,7 @@ def make_pair(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple
 
     The first view's edits are repeated in the second, so the second is never the better picture.
     """
-    frame = random_frame(to_tensor(picture), rng)
+    frame = another_rendering(random_frame(to_tensor(picture), rng), rng)
     shared = plan_edits(rng, 1 if rng.uniform() < 0.25 else 0)
     count = int(rng.choice([1, 2, 3], p=[0.75, 0.2, 0.05]))
     extra = [edit for edit in plan_edits(rng, count) if all(_kind(edit[0]) != _kind(s[0]) for s in shared)]
