@@ -18,6 +18,7 @@ from calm_runtime.score import SCORE_TOKENS
 from calm_train.data import PromptEncoder, pad_right
 from calm_train.model import CalmForConditionalGeneration
 from calm_train.objectives import GenerationObjective
+from calm_train.precision import usable_precision
 from calm_train.pretext.edits import EDITS
 from calm_train.pretext.texts import NOTHING_TO_DO, comment_text, cue_text, question_and_answer, suggestion
 from calm_train.pretext.view import AppliedEdit
@@ -73,6 +74,7 @@ def train_language(
     average = 0.0
     model.llm.train()
     bar = Console(stderr=True)
+    low = usable_precision("bf16") == "bf16"
     for step in track(range(settings.steps), "language", console=bar, disable=not bar.is_terminal):
         ids, labels = [], []
         for _ in range(settings.batch_size):
@@ -82,7 +84,7 @@ def train_language(
             ids.append([*before, *after, *reply])
             labels.append([*[-100] * (len(before) + len(after)), *reply])
         inputs, targets = pad_right(ids, encoder.pad_token_id), pad_right(labels, -100)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
             logits = model.llm(input_ids=inputs, use_cache=False).logits
         loss = objective(logits[:, :-1], targets[:, 1:])
         optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,7 +187,10 @@ def _start(options: RunOptions, recipe: Recipe) -> Path:
     folder = options.output / "language"
     if is_main_process():
         if not (options.resume and (folder / INFO).is_file()):
+            threads = torch.get_num_threads()
+            torch.set_num_threads(os.cpu_count() or threads)  # the other processes wait
             language_checkpoint(recipe, folder, options.seed)
+            torch.set_num_threads(threads)
     else:
         while not _is_written(folder / INFO, options.resume):
             time.sleep(0.5)
