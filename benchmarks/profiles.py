@@ -4,7 +4,8 @@ python benchmarks/profiles.py --rated DIR --held-out DIR     writes profiles.jso
 
 A rater rates 1 to 5 by one measured property of a photo (the fifth of the photos that have most of it gets 5), with
 a fifth of a standard deviation of noise. Profiles learn from k photos of --rated; the rank correlation (SRCC) with
-the rater's own ratings is taken on all photos of --held-out, mean over repeats with other photos.
+the rater's own ratings is taken on all photos of --held-out, mean over repeats with other photos. Beside the profile
+stand its two parts: the light head, and the model's in-context reading of the rated photos.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image, ImageFilter
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 
 from calm_runtime import Calm
-from calm_runtime.photo import PHOTO_SUFFIXES, load_photo
-from calm_runtime.picture_statistics import picture_statistics
-from calm_runtime.taste import Features, learn_taste, personal_ratings, taste_features
+from calm_runtime.photo import load_photo
+from calm_train.evaluation.personal import learn_ways, look, srcc
+from calm_train.library import find_photos
 
 HERE = Path(__file__).parent
 COUNTS = (10, 30, 100)
@@ -41,6 +42,14 @@ def _brightness(picture: Image.Image) -> float:
 def _sharpness(picture: Image.Image) -> float:
     gray = picture.convert("L")
     return float(np.asarray(gray.filter(ImageFilter.FIND_EDGES), np.float64)[2:-2, 2:-2].std())
+
+
+def _framing(picture: Image.Image) -> float:
+    """How much of the detail lies in the middle half: a subject far away, as against one that fills the frame."""
+    edges = np.asarray(picture.convert("L").filter(ImageFilter.FIND_EDGES), np.float64)[2:-2, 2:-2]
+    height, width = edges.shape
+    middle = edges[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    return float(middle.sum() / (edges.sum() + 1))
 
 
 def _symmetry(picture: Image.Image) -> float:
@@ -61,24 +70,10 @@ TASTES: dict[str, Callable[[Image.Image], float]] = {
     "sharp": _sharpness,
     "soft": lambda p: -_sharpness(p),
     "symmetric": _symmetry,
+    "wide": _framing,
+    "tight": lambda p: -_framing(p),
     "warm": _warmth,
 }
-
-
-def read(calm: Calm, folder: Path) -> tuple[list[Image.Image], Features, np.ndarray]:
-    """Pictures, taste features and base scores of a folder."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
-    pictures, rows, scores = [], [], []
-    for path in paths:
-        pictures.append(load_photo(path))
-        pixels, _ = calm.decode(path)
-        aligned, _ = calm.see(pixels[None])
-        score = calm.score_aligned(aligned, [{}])
-        manifest = calm.bundle.manifest
-        statistics = picture_statistics(pixels[None], manifest.photo)
-        rows.append(taste_features(aligned, score, statistics, manifest.visual_tokens.low))
-        scores.append(score[0].mean)
-    return pictures, Features(*(np.concatenate(b) for b in zip(*rows, strict=True))), np.array(scores)
 
 
 def rate(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -92,50 +87,69 @@ def rate(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 @click.option("--held-out", type=click.Path(path_type=Path), required=True)
 def main(rated: Path, held_out: Path) -> None:
     calm = Calm.load()
-    assert isinstance(calm, Calm)
-    pictures, features, _ = read(calm, rated)
-    others, other_features, base = read(calm, held_out)
-    table = {}
+    paths, others = find_photos(rated), find_photos(held_out)
+    seen = look(calm, [*paths, *others])
+    known, tested = (np.array([seen.rows[path] for path in group if path in seen.rows]) for group in (paths, others))
+    pictures = {path: load_photo(path) for path in seen.rows}
+    in_order = [list(seen.rows)[row] for row in (*known, *tested)]
+    table: dict[str, dict[str, dict[str, float]]] = {}
     for taste, measure in TASTES.items():
-        values = np.array([measure(p) for p in pictures])
-        truth = rate(np.array([measure(p) for p in others]), np.random.default_rng(0))
-        row = {"base": float(spearmanr(base, truth).statistic)}
+        values = np.array([measure(pictures[path]) for path in in_order])
+        truth = rate(values[len(known) :], np.random.default_rng(0))
+        base = srcc(seen.scores[tested], truth)
+        table[taste] = {}
         for count in COUNTS:
-            found = []
+            found: dict[str, list[float]] = {}
             for repeat in range(REPEATS):
                 rng = np.random.default_rng((count, repeat))
-                chosen = rng.choice(len(pictures), count, replace=False)
-                ratings = rate(values, rng)[chosen]
-                learnt = learn_taste(Features(*(block[chosen] for block in features)), ratings)
-                found.append(spearmanr(personal_ratings(learnt, other_features), truth).statistic)
-            row[str(count)] = float(np.mean(found))
-        table[taste] = row
+                chosen = rng.choice(len(known), count, replace=False)
+                ratings = rate(values[: len(known)], rng)[chosen]
+                for way, expected in learn_ways(calm, seen, known[chosen], ratings, tested).items():
+                    found.setdefault(way, []).append(srcc(expected, truth))
+            table[taste][str(count)] = {"base": base, **{way: float(np.mean(found[way])) for way in found}}
+        click.echo(f"{taste}: {table[taste]}", err=True)
     header = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "rated": len(pictures),
-        "held_out": len(others),
+        "rated": len(known),
+        "held_out": len(tested),
         "repeats": REPEATS,
         "bundle": calm.bundle.digest,
     }
     (HERE / "profiles.json").write_text(json.dumps({**header, "srcc": table}, indent=2) + "\n")
+    text = report(header, table)
+    (HERE / "profiles.md").write_text(text)
+    click.echo(text)
+
+
+def report(header: dict[str, object], table: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Markdown: a row per taste; in each cell profile (light head / in context)."""
     lines = [
         "# Personal profiles against simulated raters",
         "",
-        (
-            f"{header['date']}, {header['machine']}, bundle `{calm.bundle.digest[:12]}`; profiles learnt on k of {len(pictures)} "
-            f"photos, SRCC on {len(others)} held-out photos, mean of {REPEATS} repeats."
-        ),
+        f"{header['date']}, {header['machine']}, bundle `{str(header['bundle'])[:12]}`; profiles learnt on k of",
+        f"{header['rated']} photos, SRCC on {header['held_out']} held-out photos, mean of {header['repeats']} repeats.",
+        "In each cell: the profile, and in brackets its light head alone / its in-context reading alone.",
         "",
-        "| the rater likes | base score | k = 10 | k = 30 | k = 100 |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| the rater likes | base score | {' | '.join(f'k = {count}' for count in COUNTS)} |",
+        f"| --- | ---: |{' ---: |' * len(COUNTS)}",
     ]
-    lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in row.values())} |" for name, row in table.items()]
-    mean = {key: np.mean([row[key] for row in table.values()]) for key in ("base", *map(str, COUNTS))}
-    lines.append(f"| **mean** | {' | '.join(f'{v:.2f}' for v in mean.values())} |")
-    text = "\n".join(lines) + "\n"
-    (HERE / "profiles.md").write_text(text)
-    click.echo(text)
+
+    def cell(ways: dict[str, float]) -> str:
+        parts = " / ".join(f"{ways[part]:.2f}" for part in ("head", "context") if part in ways)
+        return f"{ways['personal']:.2f} ({parts})"
+
+    rows = dict(table)
+    rows["**mean**"] = {
+        str(count): {
+            way: float(np.mean([row[str(count)][way] for row in table.values()])) for way in table["bright"][str(count)]
+        }
+        for count in COUNTS
+    }
+    for name, row in rows.items():
+        base = row[str(COUNTS[0])]["base"]
+        lines.append(f"| {name} | {base:.2f} | {' | '.join(cell(row[str(count)]) for count in COUNTS)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -67,9 +67,7 @@ def _train(model, tokenizer, info, settings: StageRecipe, pictures: list, seed: 
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     stage = Stage(model, settings.weights, settings.frozen)
-    dataset = PairDataset(
-        pictures, info.photo, settings.steps * settings.pairs, 10 * seed + number, mask=settings.mask
-    )
+    dataset = PairDataset(pictures, info.photo, settings.steps * settings.pairs, 10 * seed + number, mask=settings.mask)
     collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, settings.text_every)
     with tempfile.TemporaryDirectory() as steps:
         train_stage(

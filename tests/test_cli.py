@@ -109,6 +109,26 @@ def test_comment_writes_words(nano_bundle: Path, example_photos: list[Path]) -> 
     assert streamed.stdout.strip() == good["comment"].strip()
 
 
+def test_words_are_shortened_stopped_and_varied_as_asked(nano_bundle: Path, example_photos: list[Path]) -> None:
+    def words(*options: str) -> str:
+        done = run("comment", example_photos[0], *options, "--json", "--bundle", nano_bundle)
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["comment"])
+
+    whole = words()
+    assert whole.startswith(short := words("--max-tokens", "4"))
+    assert len(short) < len(whole)
+    first, stop, _ = whole.partition(" ")
+    assert stop
+    assert words("--stop", " ") == first
+    varied = ("--temperature", "1.5", "--top-p", "0.95", "--seed")
+    assert words(*varied, "3") == words(*varied, "3")
+    assert len({whole, words(*varied, "3"), words(*varied, "4")}) == 3
+    refused = run("comment", example_photos[0], "--temperature", "1", "--engine", "grpc://127.0.0.1:1")
+    assert refused.returncode in (1, 2)
+    assert "Traceback" not in refused.stderr
+
+
 def test_check_passes_and_finds_damage(nano_bundle: Path, tmp_path: Path) -> None:
     done = run("check", "--json", "--bundle", nano_bundle)
     assert done.returncode == 0, done.stdout

@@ -56,7 +56,8 @@ def test_ten_ratings_teach_a_taste_that_the_base_score_does_not_have(root, tmp_p
     assert hundred["personal"] is None
     table = (tmp_path / "evaluation.md").read_text()
     assert all(f"| {name} (reported) | {srcc[0]:.3f} |" in table for name, srcc in PIAA_FLICKR_AES.items())
-    assert "not in-context learning" in table
+    assert "its in-context reading alone" in table
+    assert "its light head alone" in table
 
 
 def test_photos_are_looked_at_once_and_base_figures_are_those_of_the_scores(calm: Calm, votes, monkeypatch):

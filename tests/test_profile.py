@@ -1,6 +1,7 @@
 """Profiles learn a taste, travel as one file, and are refused when they are not what they say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.stats import spearmanr
 from calm_runtime import Calm
 from calm_runtime.cli.app import calm as command
 from calm_runtime.errors import DataError, ProfileError
+from calm_runtime.in_context import choose_examples, pack_cache, standardise
 from calm_runtime.profile import PersonalScorer, build_profile, load_profile
 from calm_runtime.ratings import PhotoRating, read_ratings, to_score_scale
 from calm_runtime.taste import Features, learn_taste, personal_ratings
@@ -90,9 +92,56 @@ def test_a_profile_of_another_bundle_is_refused(calm: Calm, lightness_ladder):
     import msgspec
 
     profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:4]])
-    foreign = type(profile)(msgspec.structs.replace(profile.info, bundle="0" * 64), profile.taste)
+    foreign = replace(profile, info=msgspec.structs.replace(profile.info, bundle="0" * 64))
     with pytest.raises(ProfileError, match="build it again"):
         PersonalScorer(calm, foreign)
+
+
+def test_examples_in_the_prompt_are_read_once_and_rate_as_a_whole_prompt_would(calm: Calm, lightness_ladder):
+    reader = calm.in_context
+    assert reader.most_examples >= 30
+    pixels = np.stack([calm.decode(path)[0] for path, _ in lightness_ladder[:5]])
+    aligned, _ = calm.see(pixels)
+    queries, opinion = reader.queries(aligned.image_embeds), standardise([1, 2, 3, 4])
+    cache = reader.read(queries[:4], opinion)
+    rated = reader.rate(aligned.image_embeds[4:], cache)
+    # The same as one prompt: the fifth photo as a fifth example, stopped before its rating.
+    whole = reader.read(queries, np.append(opinion, 0.0))
+    segment = (whole.length - 1) // 5
+    assert cache.length == 1 + 4 * segment
+    for early, late in zip(cache.layers, whole.layers, strict=True):
+        for one, other in zip(early, late, strict=True):
+            assert np.allclose(one, other[:, :, : cache.length], atol=2e-3)
+    again = reader.rate(aligned.image_embeds[4:], reader.unpack(pack_cache(cache)))
+    assert np.isfinite(rated).all()
+    assert again == pytest.approx(rated, abs=0.02)  # half precision in the file
+    assert reader.rate(aligned.image_embeds[:3], cache)[1] == pytest.approx(
+        reader.rate(aligned.image_embeds[1:2], cache)[0], abs=1e-6
+    )
+
+
+def test_diverse_examples_are_chosen_when_not_all_fit():
+    rng = np.random.default_rng(0)
+    looks = np.concatenate([rng.normal(0, 0.01, (50, 4)), rng.normal(0, 0.01, (3, 4)) + 5])
+    ratings = np.concatenate([np.zeros(50), np.ones(3)])
+    ratings[7] = -3
+    chosen = choose_examples(looks, ratings, 5)
+    assert chosen == sorted(set(chosen))
+    assert 7 in chosen  # the one rating that differs
+    assert any(row >= 50 for row in chosen)  # the photos that look different
+    assert choose_examples(looks[:4], ratings[:4], 5) == [0, 1, 2, 3]
+    assert choose_examples(looks, ratings, 0) == []
+
+
+def test_examples_of_another_model_are_refused(calm: Calm, lightness_ladder):
+    profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:4]])
+    assert profile.info.examples == 4
+    name = next(iter(profile.context))
+    for context in ({**profile.context, name: profile.context[name][:, :, :-1]},
+                    {**profile.context, name: profile.context[name][..., :-1]},
+                    {k: v for k, v in profile.context.items() if k != name}):  # fmt: skip
+        with pytest.raises(ProfileError, match="build it again"):
+            PersonalScorer(calm, replace(profile, context=context))
 
 
 def test_too_few_equal_or_unreadable_ratings_are_explained(calm: Calm, lightness_ladder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from calm_runtime import Calm
 from calm_runtime.errors import BundleCorrupt, UsageError
 from calm_runtime.prompt import PROMPTS, Part, split_prompt
 from calm_runtime.score import SCORE_TOKENS
-from calm_runtime.text import TextTokenizer
+from calm_runtime.text import TextTokenizer, until
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["special", "merely added"])
@@ -84,3 +85,15 @@ def test_a_broken_tokenizer_file(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(BundleCorrupt, match=r"tokenizer\.json"):
         TextTokenizer(path, 0)
+
+
+def test_text_ends_before_a_stop_even_when_it_comes_in_pieces() -> None:
+    def pieces(*parts: str) -> Iterator[str]:
+        yield from parts
+        raise AssertionError("generated beyond the stop")
+
+    assert list(until(iter(["a", "bc", "d"]), ())) == ["a", "bc", "d"]
+    assert "".join(until(pieces("It is dark.", "\n", "\nNo"), ["\n\n"])) == "It is dark."
+    assert "".join(until(pieces("one tw", "o thr", "ee"), ["three", "two"])) == "one "
+    assert "".join(until(iter(["ab", "a"]), ["abc"])) == "aba"  # no stop after all: nothing is lost
+    assert list(until(iter(["x", "yz"]), ["q"])) == ["x", "yz"]  # nothing is held back without need

@@ -9,7 +9,7 @@ from PIL import Image
 
 from calm_runtime import retouch as module
 from calm_runtime.framing import crops, tilt
-from calm_runtime.naturalness import to_lab
+from calm_runtime.lab import to_lab
 from calm_runtime.retouch import (
     LUMA,
     LUMINANCE,

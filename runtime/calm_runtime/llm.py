@@ -133,9 +133,13 @@ class LanguageModel:
     def close(self) -> None:
         self._session.close()
 
+    @property
+    def cache_dtype(self) -> np.dtype[Any]:
+        """Dtype of the KV cache's values."""
+        return self._session.input_dtypes.get("past_key_values.0.key", np.dtype(np.float32))
+
     def _empty(self, batch: int) -> list[tuple[Array, Array]]:
-        dtype = self._session.input_dtypes.get("past_key_values.0.key", np.dtype(np.float32))
-        nothing = np.zeros((batch, self.spec.kv_heads, 0, self.spec.head_dim), dtype)
+        nothing = np.zeros((batch, self.spec.kv_heads, 0, self.spec.head_dim), self.cache_dtype)
         return [(nothing, nothing)] * self.spec.layers
 
 

@@ -15,13 +15,14 @@ from calm_runtime.aligner import Aligned, Aligner
 from calm_runtime.batch import Scored, score_in_batches
 from calm_runtime.bundle import DEFAULT_BUNDLE, Bundle, open_bundle
 from calm_runtime.errors import BundleCorrupt, UsageError
+from calm_runtime.in_context import InContextReader
 from calm_runtime.llm import KvCache, LanguageModel, Sampling, read_embed_tokens
 from calm_runtime.photo import PhotoLimits, load_photo, photo_name, to_pixel_values
 from calm_runtime.prompt import EXAMPLE, PERSONAL, split_prompt
 from calm_runtime.readout import read_scores
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
 from calm_runtime.session import EngineChoice, select_engine
-from calm_runtime.text import TextTokenizer
+from calm_runtime.text import TextTokenizer, until
 from calm_runtime.vision import VisionEncoder
 
 if TYPE_CHECKING:
@@ -173,6 +174,11 @@ class Calm:
         spent = {"llm": _ms_since(start) / batch}
         return self._read(logits, aligned, [own | spent for own in timings])
 
+    @property
+    def in_context(self) -> InContextReader:
+        """What reads a person's rated photos from the prompt."""
+        return InContextReader(self._llm, self._text, self.bundle.manifest)
+
     def close(self) -> None:
         """Free the engines. Idempotent."""
         self._vision.close()
@@ -248,10 +254,12 @@ class Look:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """The model's words on a task, piece by piece; score tokens never appear in them.
 
-        Raises UsageError at once for an unknown task, a missing question or one that does not fit.
+        temperature 0 always gives the same words; else the same seed does. top_p keeps the likeliest tokens. stop: texts
+        that end the answer and are left out. Closing the iterator ends the generation. Raises UsageError at once for an unknown task, a missing question or one that does not fit.
         """
         calm = self._calm
         sampling = Sampling(temperature, top_p, seed)
@@ -269,7 +277,7 @@ class Look:
             - {spec.eos_token_id},
             sampling=sampling,
         )
-        return _without_leading_space(calm._text.stream(tokens))
+        return until(_without_leading_space(calm._text.stream(tokens)), stop)
 
     def _cache(self, before: list[int]) -> KvCache:
         """The cache after the image, for the tokens a prompt puts before it; the same for all tasks by default."""

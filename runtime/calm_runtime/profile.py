@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,8 +14,10 @@ import numpy.typing as npt
 import safetensors
 from safetensors.numpy import save
 
+from calm_runtime.aligner import Aligned
 from calm_runtime.batch import Scored, score_in_batches
 from calm_runtime.errors import CalmError, PhotoError, ProfileError
+from calm_runtime.in_context import choose_examples, pack_cache, standardise
 from calm_runtime.picture_statistics import picture_statistics
 from calm_runtime.pipeline import Calm, Photo
 from calm_runtime.ratings import PhotoRating, to_score_scale
@@ -22,23 +25,26 @@ from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
 from calm_runtime.taste import MAX_RATINGS, Features, Taste, learn_taste, personal_ratings, taste_features
 
 SUFFIX = ".calmprofile"
-FORMAT = 2
+FORMAT = 3
 MIN_RATINGS = 3
-MAX_BYTES = 4_000_000
+MAX_BYTES = 64_000_000
+CONTEXT_WEIGHT = 0.3  # of the in-context reading beside the light head (benchmarks/profiles.md)
 _KEY = "profile"
 
 
 class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a profile says about itself.
 
-    bundle: digest of the bundle whose features it was learnt on. scale: worst and best rating the person could give.
-    digest: SHA-256 of everything else in the file.
+    bundle: digest of the bundle whose features it was learnt on. ratings: that were learnt from; examples: of them, how
+    many stand in the prompt. scale: worst and best rating the person could give. digest: SHA-256 of everything else in
+    the file.
     """
 
     format: int
     bundle: str
     model: str
     ratings: int
+    examples: int
     scale: tuple[float, float]
     mean: float
     std: float
@@ -47,14 +53,18 @@ class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Profile:
-    """A loaded profile. Apply it through `PersonalScorer`."""
+    """A loaded profile. Apply it through `PersonalScorer`.
+
+    taste: the light head. context: `pack_cache` of the person's examples; empty for a bundle that reads none.
+    """
 
     info: ProfileInfo
     taste: Taste
+    context: dict[str, npt.NDArray[np.float16]]
 
     def save(self, path: str | Path) -> None:
         """Write the profile as one file."""
-        Path(path).write_bytes(_encode(self.info, self.taste))
+        Path(path).write_bytes(_encode(self))
 
 
 def load_profile(path: str | Path) -> Profile:
@@ -69,15 +79,16 @@ def load_profile(path: str | Path) -> Profile:
     try:
         with safetensors.safe_open(str(file), "numpy") as handle:
             info = msgspec.json.decode((handle.metadata() or {})[_KEY], type=ProfileInfo)
-            weights, centre = handle.get_tensor("weights"), handle.get_tensor("centre")
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+        weights, centre = tensors.pop("weights"), tensors.pop("centre")
     except (safetensors.SafetensorError, KeyError, msgspec.DecodeError, OSError) as error:
         raise ProfileError(f"{file}: is not a profile made by `calm profile build` ({error})") from error
     if info.format != FORMAT:
         raise ProfileError(f"{file}: has format {info.format}, this version reads {FORMAT}; build it again")
-    taste = Taste(weights, centre, info.mean, info.std)
-    if _encode(msgspec.structs.replace(info, digest=""), taste) != data or not _is_finite(taste):
+    profile = Profile(info, Taste(weights, centre, info.mean, info.std), tensors)
+    if _encode(profile) != data or not _is_finite(profile):
         raise ProfileError(f"{file}: has been changed since it was built; build it again")
-    return Profile(info, taste)
+    return profile
 
 
 def build_profile(
@@ -93,13 +104,17 @@ def build_profile(
     kept: list[float] = []
     errors: list[CalmError] = []
     rows: list[Features] = []
+    seen: list[npt.NDArray[np.float32]] = []
+    reader = calm.in_context
     for rating in ratings:
         try:
             pixels, _ = calm.decode(rating.path)
         except PhotoError as error:
             errors.append(error)
             continue
-        rows.append(photo_features(calm, pixels[None])[1])
+        _, features, aligned = photo_features(calm, pixels[None])
+        rows.append(features)
+        seen.append(reader.queries(aligned.image_embeds))
         kept.append(rating.rating)
     low, high = scale or (min(kept, default=0.0), max(kept, default=0.0))
     if len(kept) < MIN_RATINGS:
@@ -111,19 +126,22 @@ def build_profile(
     features = Features(*(np.concatenate(blocks) for blocks in zip(*rows, strict=True)))
     taste = learn_taste(features, np.array(kept))
     taste = taste._replace(weights=taste.weights.astype(np.float32), centre=taste.centre.astype(np.float32))
+    opinion = standardise(kept)
+    examples = example_rows(features, np.array(kept), reader.most_examples)
+    context = pack_cache(reader.read(np.concatenate(seen)[examples], opinion[examples])) if examples else {}
     manifest = calm.bundle.manifest
     info = ProfileInfo(
-        FORMAT, manifest.digest, f"{manifest.model.name} {manifest.model.version}", len(kept), (low, high), taste.mean,
-        taste.std,
+        FORMAT, manifest.digest, f"{manifest.model.name} {manifest.model.version}", len(kept), len(examples), (low, high),
+        taste.mean, taste.std,
     )  # fmt: skip
-    return Profile(_signed(info, taste), taste), errors
+    return _signed(Profile(info, taste, context)), errors
 
 
 class PersonalScorer:
     """Scores with a profile: the base score as ever, and beside it what this person would give."""
 
     def __init__(self, calm: Calm, profile: Profile) -> None:
-        """Raises ProfileError when the profile was made with another bundle."""
+        """Raises ProfileError when the profile was made with another bundle, or cannot have been made with this one."""
         if profile.info.bundle != calm.bundle.digest:
             raise ProfileError(
                 f"the profile was made with {profile.info.model} (bundle {profile.info.bundle[:12]}), this is bundle "
@@ -132,6 +150,7 @@ class PersonalScorer:
         self.calm = calm
         self.profile = profile
         self.decode = calm.decode
+        self._cache = calm.in_context.unpack(profile.context) if profile.context else None
 
     def score(self, photo: Photo) -> Score:
         """Score one photo. Raises PhotoError, EngineError or ScoreError."""
@@ -144,38 +163,55 @@ class PersonalScorer:
 
     def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]]) -> list[Score]:
         """As `Calm.score_pixels`, with `personal` set."""
-        scores, features = photo_features(self.calm, pixels, timings)
-        expected = personal_ratings(self.profile.taste, features)
+        scores, features, aligned = photo_features(self.calm, pixels, timings)
+        taste = self.profile.taste
+        expected = personal_ratings(taste, features)
+        if self._cache is not None:
+            expected = blend(taste, expected, self.calm.in_context.rate(aligned.image_embeds, self._cache))
         low, high = self.profile.info.scale
         mapped = np.clip(to_score_scale(expected, low, high), SCORE_LOW, SCORE_HIGH)
         return [replace(score, personal=float(value)) for score, value in zip(scores, mapped, strict=True)]
 
 
+def example_rows(features: Features, ratings: npt.NDArray[np.float64], most: int) -> list[int]:
+    """Which of the rated photos stand in the prompt: see `choose_examples`."""
+    looks = np.concatenate([features.attributes, features.statistics], axis=1)
+    return choose_examples(looks, standardise(ratings), most)
+
+
+def blend(taste: Taste, head: npt.NDArray[np.float64], in_context: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Expected ratings [N] from the light head's, and from those read in context (in standard deviations)."""
+    return (1 - CONTEXT_WEIGHT) * head + CONTEXT_WEIGHT * (taste.mean + taste.std * in_context)
+
+
 def photo_features(
     calm: Calm, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]] | None = None
-) -> tuple[list[Score], Features]:
+) -> tuple[list[Score], Features, Aligned]:
     """pixel_values [B, 3, S, S] and timings so far per photo -> the base scores, and what taste is read from."""
     aligned, spent = calm.see(pixels)
     scores = calm.score_aligned(aligned, [own | spent for own in timings or [{} for _ in pixels]])
     manifest = calm.bundle.manifest
     statistics = picture_statistics(pixels, manifest.photo)
-    return scores, taste_features(aligned, scores, statistics, manifest.visual_tokens.low)
+    return scores, taste_features(aligned, scores, statistics, manifest.visual_tokens.low), aligned
 
 
-def _signed(info: ProfileInfo, taste: Taste) -> ProfileInfo:
-    blank = msgspec.structs.replace(info, digest="")
-    return msgspec.structs.replace(blank, digest=hashlib.sha256(_serialise(blank, taste)).hexdigest())
+def _signed(profile: Profile) -> Profile:
+    blank = replace(profile, info=msgspec.structs.replace(profile.info, digest=""))
+    digest = hashlib.sha256(_serialise(blank)).hexdigest()
+    return replace(profile, info=msgspec.structs.replace(profile.info, digest=digest))
 
 
-def _encode(info: ProfileInfo, taste: Taste) -> bytes:
-    return _serialise(_signed(info, taste), taste)
+def _encode(profile: Profile) -> bytes:
+    return _serialise(_signed(profile))
 
 
-def _serialise(info: ProfileInfo, taste: Taste) -> bytes:
-    tensors = {"weights": np.asarray(taste.weights), "centre": np.asarray(taste.centre)}
-    return save(tensors, metadata={_KEY: msgspec.json.encode(info).decode()})
+def _serialise(profile: Profile) -> bytes:
+    taste = profile.taste
+    head: dict[str, npt.NDArray[Any]] = {"weights": np.asarray(taste.weights), "centre": np.asarray(taste.centre)}
+    return save(head | profile.context, metadata={_KEY: msgspec.json.encode(profile.info).decode()})
 
 
-def _is_finite(taste: Taste) -> bool:
-    numbers = (taste.weights, taste.centre, np.array([taste.mean, taste.std]))
+def _is_finite(profile: Profile) -> bool:
+    taste = profile.taste
+    numbers = (taste.weights, taste.centre, np.array([taste.mean, taste.std]), *profile.context.values())
     return all(np.isfinite(values).all() for values in numbers)

@@ -22,8 +22,8 @@ Amount = float | dict[str, float] | list[float]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601, on encoded values
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709, on linear light
-_WARMTH_AXIS = np.array([0.5, 0.0, -0.5], np.float32)
-_TINT_AXIS = np.array([1 / 3, -2 / 3, 1 / 3], np.float32)
+WARMTH_AXIS = np.array([0.5, 0.0, -0.5], np.float32)
+TINT_AXIS = np.array([1 / 3, -2 / 3, 1 / 3], np.float32)
 _SHARPENING_SIGMA = 1 / 224
 _DENOISE_RADIUS = 1 / 112
 _BAND_PIXELS = 1 << 21
@@ -89,7 +89,7 @@ class WhiteBalance:
     @property
     def gains(self) -> Rgb:
         """Factors of red, green and blue [3] in linear light; those of the inverse are their reciprocals."""
-        stops = self.warmth * _WARMTH_AXIS + self.tint * _TINT_AXIS
+        stops = self.warmth * WARMTH_AXIS + self.tint * TINT_AXIS
         return np.asarray(2.0 ** (stops - stops @ LUMINANCE), np.float32)
 
     def apply(self, rgb: Rgb, frame: Frame) -> Rgb:

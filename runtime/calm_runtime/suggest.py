@@ -1,7 +1,7 @@
 """Suggestions that were tried: each edit is applied to the photo, the model scores the result, the gain is reported.
 
 A model's score alone can be gamed, so it is not alone: edits and magnitudes come from `candidates`, the score
-verifies them, and the ranking weighs the measured gain with the support the picture's own statistics give.
+verifies them, and the ranking weighs the measured gain with the support the picture's own measurements give.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from calm_runtime.advice import read_opinion
-from calm_runtime.candidates import Candidate, propose
+from calm_runtime.candidates import Candidate, mend_tones, propose
+from calm_runtime.mending import KINDS
 from calm_runtime.photo import PhotoSpec, to_pixel_values
 from calm_runtime.retouch import Amount, Edit, Framing, Tone, retouch
 from calm_runtime.score import Score
 
 LEAST_GAIN = 0.05  # rating points; below, a gain is not worth a user's time
-LEAST_FURTHER_GAIN = 0.1  # of the second and third edit of a composition
-MOST_EDITS = 3
+LEAST_FURTHER_GAIN = 0.1  # of what is added to the tones of a composition
+TOGETHER = (1.0, 0.7)  # shares of what the tones need, the first that gains is taken
 SUPPORT_WEIGHT = 0.35  # rating points that one unit of support is worth in the ranking
-_LEAST_SUPPORT = -2.0  # an edit the statistics speak against is gaming the model, whatever it gains
+_LEAST_SUPPORT = -3.0  # an edit the measurements speak against is gaming the model, whatever it gains
 _FRAMING_SUPPORT = 0.8
 _BATCH = 16
 
@@ -97,60 +98,76 @@ class Scorer(Protocol):
 def find_suggestions(
     scorer: Scorer, spec: PhotoSpec, photo: str, picture: Image.Image, words: str, score: Score
 ) -> Suggestions:
-    """Search, verify, rank, and compose greedily: apply the best, look again, stop when nothing gains.
+    """Search, verify, rank, and compose what to do together.
 
     picture: as `load_photo` gives it. words: the model's answer to "suggest". score: the untouched photo's.
     Raises EngineError or ScoreError.
     """
     start = perf_counter()
-    first = rank(verify(scorer, spec, picture, (), propose(picture, read_opinion(score.attributes, words)), score.mean))
-    done: list[Edit] = []
-    ranked, reached = first, score.mean
-    while best := next((s for s in ranked if _composable(s, done)), None):
-        done.append(best.edit)
-        reached = best.score_after
-        if len(done) == MOST_EDITS:
-            break
-        edited = retouch(picture, done)
-        seen = scorer.score_pixels(to_pixel_values(edited, spec)[None], [{}])[0]
-        candidates = propose(edited, read_opinion(seen.attributes, ""))
-        ranked = rank(verify(scorer, spec, picture, done, candidates, seen.mean))
+    candidates = propose(picture, read_opinion(score.attributes, words))
+    ranked = rank(verify(scorer, spec, picture, candidates, score.mean))
+    done, reached = _compose(scorer, spec, picture, ranked, score.mean)
     timings = score.timings | {"suggest": round((perf_counter() - start) * 1e3, 3)}
     timings["total"] = round(sum(ms for stage, ms in timings.items() if stage != "total"), 3)
-    return Suggestions(photo, score, tuple(first), tuple(done), reached, timings)
+    return Suggestions(photo, score, tuple(ranked), tuple(done), reached, timings)
+
+
+def _compose(
+    scorer: Scorer, spec: PhotoSpec, picture: Image.Image, ranked: Sequence[Suggestion], before: float
+) -> tuple[list[Edit], float]:
+    """What to do together, and the score it reaches.
+
+    All that the tones need, if that gains, else the best single edit; then, one by one, detail and framing that are well
+    supported and gain on top of it. Nothing when no single edit gains.
+    """
+    if not ranked:
+        return [], before
+    together: list[list[Edit]] = [[*edits] for share in TOGETHER if (edits := mend_tones(picture, share))]
+    scores = score_edits(scorer, spec, picture, together)
+    done, reached = next(
+        ((edits, after) for edits, after in zip(together, scores, strict=True) if after - before >= LEAST_GAIN),
+        ([ranked[0].edit], ranked[0].score_after) if _composable(ranked[0]) else ([], before),
+    )
+    for suggestion in ranked:
+        if suggestion.edit.name in (*KINDS, *(edit.name for edit in done)) or not _composable(suggestion):
+            continue
+        after = score_edits(scorer, spec, picture, [[*done, suggestion.edit]])[0]
+        if after - reached >= LEAST_FURTHER_GAIN:
+            done, reached = [*done, suggestion.edit], after
+    return done, reached
 
 
 def verify(
     scorer: Scorer,
     spec: PhotoSpec,
     picture: Image.Image,
-    done: Sequence[Edit],
     candidates: Iterable[Candidate],
     before: float,
 ) -> list[Suggestion]:
-    """Apply each candidate on top of the edits already done, and score the results. before: the score without it.
-
-    Tones are applied at model size, framing to the larger picture.
-    """
+    """Apply each candidate to the picture and score the results. before: the picture's own score."""
     kept = list(candidates)
-    prepared = _model_size(picture, spec)
-    pixels = []
-    for candidate in kept:
-        edits = [*done, candidate.edit]
-        if any(isinstance(edit, Framing) for edit in edits):
-            framed = _model_size(retouch(picture, [e for e in edits if isinstance(e, Framing)]), spec)
-            edited = retouch(framed, [e for e in edits if isinstance(e, Tone)])
-        else:
-            edited = retouch(prepared, edits)
-        pixels.append(to_pixel_values(edited, spec))
-    scores: list[float] = []
-    for start in range(0, len(pixels), _BATCH):
-        batch = np.stack(pixels[start : start + _BATCH])  # [B, 3, S, S]
-        scores += [score.mean for score in scorer.score_pixels(batch, [{} for _ in batch])]
+    scores = score_edits(scorer, spec, picture, [[candidate.edit] for candidate in kept])
     return [
         Suggestion(candidate.edit, after, after - before, candidate.support)
         for candidate, after in zip(kept, scores, strict=True)
     ]
+
+
+def score_edits(
+    scorer: Scorer, spec: PhotoSpec, picture: Image.Image, compositions: Sequence[Sequence[Edit]]
+) -> list[float]:
+    """The score of the picture after each list of edits. Tones are applied at model size, framing to the larger picture."""
+    prepared = _model_size(picture, spec)
+    pixels = []
+    for edits in compositions:
+        framing = [edit for edit in edits if isinstance(edit, Framing)]
+        framed = _model_size(retouch(picture, framing), spec) if framing else prepared
+        pixels.append(to_pixel_values(retouch(framed, [e for e in edits if isinstance(e, Tone)]), spec))
+    scores: list[float] = []
+    for start in range(0, len(pixels), _BATCH):
+        batch = np.stack(pixels[start : start + _BATCH])  # [B, 3, S, S]
+        scores += [score.mean for score in scorer.score_pixels(batch, [{} for _ in batch])]
+    return scores
 
 
 def rank(tried: Iterable[Suggestion]) -> list[Suggestion]:
@@ -165,13 +182,11 @@ def rank(tried: Iterable[Suggestion]) -> list[Suggestion]:
     return sorted(best.values(), key=lambda suggestion: -suggestion.worth)
 
 
-def _composable(suggestion: Suggestion, done: Sequence[Edit]) -> bool:
-    """Further edits need the picture's own support; framing needs more, because what it takes away does not come back."""
-    if suggestion.edit.name in {edit.name for edit in done}:
-        return False
+def _composable(suggestion: Suggestion) -> bool:
+    """Framing needs more support, because what it takes away does not come back; detail needs some."""
     if isinstance(suggestion.edit, Framing):
-        return suggestion.support >= _FRAMING_SUPPORT and suggestion.gain >= LEAST_FURTHER_GAIN
-    return not done or (suggestion.support > 0 and suggestion.gain >= LEAST_FURTHER_GAIN)
+        return suggestion.support >= _FRAMING_SUPPORT
+    return suggestion.edit.name in KINDS or suggestion.support > 0
 
 
 def _model_size(picture: Image.Image, spec: PhotoSpec) -> Image.Image:

@@ -18,8 +18,6 @@ MAX_RATINGS = 1000
 # the ratings themselves picks one combination (MacKay 1992, "Bayesian interpolation").
 SHARES = ((0.0, 0.3, 1.0), (0.1, 0.3, 1.0), (0.0, 0.3, 1.0), (0.0, 0.3, 1.0))
 NOISES = (0.2, 0.4, 0.7, 1.0)
-# A person's standardised ratings in the prompt, on the score scale: the mean, and one standard deviation.
-RATING_MIDDLE, RATING_SPREAD = 5.5, 2.2
 
 
 class Features(NamedTuple):

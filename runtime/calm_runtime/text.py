@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -70,3 +70,29 @@ class TextTokenizer:
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """Pass text on until one of `stops` is written; it and what follows are left out, and nothing more is generated.
+
+    Text that may be the beginning of a stop is held back until it is known.
+    """
+    wanted = [stop for stop in stops if stop]
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = min((at for stop in wanted if (at := held.find(stop)) >= 0), default=-1)
+        if found >= 0:
+            held = held[:found]
+            break
+        open_end = max((_overlap(held, stop) for stop in wanted), default=0)
+        if ready := held[: len(held) - open_end]:
+            yield ready
+            held = held[len(ready) :]
+    if held:
+        yield held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from calm_runtime.in_context import RATING_MIDDLE, RATING_SPREAD
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
-from calm_runtime.taste import RATING_MIDDLE, RATING_SPREAD
 from calm_train.config import CalmConfig
 from calm_train.pretext.measures import QUANTITIES
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from calm_runtime.attributes import ATTRIBUTE_NAMES, ATTRIBUTES, SCALES
+from calm_runtime.in_context import RATING_MIDDLE
 from calm_runtime.score import SCORE_LOW
-from calm_runtime.taste import RATING_MIDDLE
 from calm_train.aligner import Aligned
 from calm_train.model import CalmForConditionalGeneration
 from calm_train.objectives import (

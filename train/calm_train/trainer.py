@@ -16,7 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
+from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -177,7 +179,7 @@ def _arguments(
         dataloader_drop_last=True,
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
-        report_to=["tensorboard"],
+        report_to="none",
         ddp_backend=None if cuda or processes() == 1 else "gloo",
         ddp_find_unused_parameters=processes() > 1,
         **(sharding_arguments(stage) if is_sharded(settings) else {}),
@@ -203,7 +205,6 @@ def train_stage(
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     if resume and last is None:
         raise DataError(f"{output}: nothing to resume there; run without --resume")
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output.parent / TENSORBOARD))
     sharded = is_sharded(settings)
     if resume and last and not (Path(last) / OPTIMIZER_STATE[sharded]).is_file():
         raise DataError(
@@ -219,7 +220,10 @@ def train_stage(
     adapters = add_adapters(stage, settings.lora) if settings.lora else None
     scalars = widen_scalars(stage.model) if sharded else []
     arguments = _arguments(stage, settings, output, seed, save_every, workers)
-    trainer = StageTrainer(model=stage, args=arguments, train_dataset=dataset, data_collator=collator)
+    logs = [TensorBoardCallback(SummaryWriter(str(output.parent / TENSORBOARD)))] if is_main_process() else []
+    trainer = StageTrainer(
+        model=stage, args=arguments, train_dataset=dataset, data_collator=collator, callbacks=list(logs)
+    )
     trainer.train(resume_from_checkpoint=last if resume else None)
     if sharded:
         gather_parameters(stage.model, scalars, keep=is_main_process())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
-from calm_runtime.cli.inputs import display_name, load_model, model_options
+from calm_runtime.cli.inputs import display_name, load_model, model_options, write_answer, writing_options
 from calm_runtime.errors import PhotoError, RemoteError, ScoreError
 
 
@@ -14,8 +15,11 @@ from calm_runtime.errors import PhotoError, RemoteError, ScoreError
 @click.argument("photo", metavar="PHOTO")
 @click.argument("question", metavar="QUESTION")
 @click.option("--json", "as_json", is_flag=True, help='One {"path", "question", "answer"} object.')
+@writing_options
 @model_options
-def ask(photo: str, question: str, as_json: bool, bundle: str | None, engine: str, threads: int | None) -> int:
+def ask(
+    photo: str, question: str, as_json: bool, bundle: str | None, engine: str, threads: int | None, **writing: Any
+) -> int:
     """Ask a question about a photo; the answer appears as the model writes it.
 
     \b
@@ -25,7 +29,7 @@ def ask(photo: str, question: str, as_json: bool, bundle: str | None, engine: st
     """
     model = load_model(bundle, engine, threads)
     try:
-        pieces = model.look(photo).answer("ask", question)
+        pieces = write_answer(model.look(photo), "ask", question, writing)
         if as_json:
             click.echo(json.dumps({"path": photo, "question": question, "answer": "".join(pieces)}))
             return 0

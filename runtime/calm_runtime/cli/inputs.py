@@ -60,6 +60,41 @@ def model_options(command: _F) -> _F:
     return command
 
 
+def writing_options(command: _F) -> _F:
+    """--max-tokens, --temperature, --top-p, --seed, --stop."""
+    for option in (
+        click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+        click.option("--seed", type=int, help="Same seed, same words; matters with --temperature."),
+        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+                     help="Draw from the likeliest tokens that hold this much of the probability."),
+        click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True,
+                     help="0: always the likeliest words; above, the words vary."),
+        click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, in tokens of the model."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def write_answer(look: Any, task: str, question: str | None, writing: dict[str, Any]) -> Iterator[str]:
+    """The words of a `Look` or `RemoteLook` on a task. writing: the values of `writing_options`.
+
+    Raises UsageError for what a server cannot do, and what `answer` raises.
+    """
+    from calm_runtime.pipeline import MAX_NEW_TOKENS, Look
+    from calm_runtime.text import until
+
+    limit = writing["max_tokens"]
+    if isinstance(look, Look):
+        return look.answer(
+            task, question, limit or MAX_NEW_TOKENS, writing["temperature"], writing["top_p"], writing["seed"],
+            writing["stop"],
+        )  # fmt: skip
+    if writing["temperature"]:
+        raise UsageError("a server writes the likeliest words; --temperature works with a bundle in this process")
+    pieces: Iterator[str] = look.answer(task, question, limit)
+    return until(pieces, writing["stop"])
+
+
 def load_model(bundle: str | None, engine: str, threads: int | None) -> Any:
     """`Calm`, or `RemoteCalm` when the engine is a grpc:// address. Raises UsageError, BundleError or EngineError."""
     from calm_runtime.pipeline import REMOTE_SCHEME, Calm

@@ -1,7 +1,7 @@
 """Personalised assessment (PIAA): does a profile learnt from k of a rater's photos order the rest as the rater does?
 
-What is measured is the runtime's light head (`calm_runtime.taste`: linear regression on what the model sees), not
-in-context learning, which this project has not trained.
+Measured side by side: the runtime's light head (`calm_runtime.taste`), the model's in-context reading of the rated photos
+(`calm_runtime.in_context`), and the blend of both that `calm score --profile` gives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from scipy.stats import spearmanr
 
 from calm_runtime import Calm
 from calm_runtime.errors import DataError, PhotoError
-from calm_runtime.profile import photo_features
+from calm_runtime.in_context import standardise
+from calm_runtime.profile import blend, example_rows, photo_features
 from calm_runtime.taste import Features, learn_taste, personal_ratings
 from calm_train.datasets import RatedPhoto, photo_input
 from calm_train.datasets.records import PhotoSource
@@ -28,16 +29,22 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 COUNTS = (10, 100)  # ratings known of a rater, as the literature reports
+PARTS = ("personal", "head", "context", "base")
 LEAST_TESTED = 5  # photos a rater must have rated beyond them
 BATCH = 8
 
 
 @dataclass(frozen=True)
 class RaterAgreement:
-    """One rater: SRCC of each repeat on the photos left over, with the profile and with the base score."""
+    """One rater: SRCC of each repeat on the photos left over.
+
+    personal: of the profile; head, context: of its two parts; base: of the base score.
+    """
 
     ratings: int
     personal: tuple[float, ...]
+    head: tuple[float, ...]
+    context: tuple[float, ...]
     base: tuple[float, ...]
 
 
@@ -45,8 +52,8 @@ class RaterAgreement:
 class PersonalAgreement:
     """All raters with enough ratings, at one number of known ratings `count`.
 
-    personal, base: mean over the raters of each rater's mean SRCC over the repeats; *_std: standard deviation over the
-    raters. None when no rater has enough ratings. untaught: share of repeats whose known ratings were all equal, so
+    personal, head, context, base: mean over the raters of each rater's mean SRCC over the repeats; *_std: standard
+    deviation over the raters. None when no rater has enough ratings, context also when the bundle reads no examples. untaught: share of repeats whose known ratings were all equal, so
     that the base score had to stand in for the profile.
     """
 
@@ -54,6 +61,10 @@ class PersonalAgreement:
     raters: int
     personal: float | None
     personal_std: float | None
+    head: float | None
+    head_std: float | None
+    context: float | None
+    context_std: float | None
     base: float | None
     base_std: float | None
     untaught: float | None
@@ -65,12 +76,13 @@ class PersonalAgreement:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What the model saw in all photos: row of each photo, features, base scores [N]."""
+class Seen:
+    """What the model saw in all photos: row of each photo, features, base scores [N], query tokens [N, 3Q, D]."""
 
     rows: dict[PhotoSource, int]
     features: Features
     scores: Array
+    queries: npt.NDArray[np.float32]
 
 
 def evaluate_personal(
@@ -89,9 +101,9 @@ def evaluate_personal(
             f"no rater rated {min(counts) + LEAST_TESTED} photos or more ({len(raters)} raters, the busiest rated "
             f"{most}): {min(counts)} to learn from and {LEAST_TESTED} to test on are needed"
         )
-    seen = _look(calm, sorted({photo for own in enough.values() for photo in own}, key=str))
+    seen = look(calm, sorted({photo for own in enough.values() for photo in own}, key=str))
     readable = {rater: {p: r for p, r in own.items() if p in seen.rows} for rater, own in enough.items()}
-    return len(seen.rows), [_agreement(seen, readable, count, repeats, seed) for count in counts]
+    return len(seen.rows), [_agreement(calm, seen, readable, count, repeats, seed) for count in counts]
 
 
 def _by_rater(ratings: Iterable[RatedPhoto]) -> dict[str, dict[PhotoSource, float]]:
@@ -102,9 +114,9 @@ def _by_rater(ratings: Iterable[RatedPhoto]) -> dict[str, dict[PhotoSource, floa
     return {rater: {photo: float(np.mean(values)) for photo, values in found[rater].items()} for rater in sorted(found)}
 
 
-def _look(calm: Calm, photos: Sequence[PhotoSource]) -> _Seen:
+def look(calm: Calm, photos: Sequence[PhotoSource]) -> Seen:
     rows: dict[PhotoSource, int] = {}
-    features, scores, broken = [], [], []
+    features, scores, queries, broken = [], [], [], []
     bar = Console(stderr=True)
     for start in track(
         range(0, len(photos), BATCH), "photos", console=bar, transient=True, disable=not bar.is_terminal
@@ -117,18 +129,21 @@ def _look(calm: Calm, photos: Sequence[PhotoSource]) -> _Seen:
             except PhotoError as error:
                 broken.append(str(error))
         if pixels:
-            found, blocks = photo_features(calm, np.stack(pixels))
+            found, blocks, aligned = photo_features(calm, np.stack(pixels))
             features.append(blocks)
+            queries.append(calm.in_context.queries(aligned.image_embeds))
             scores += [score.mean for score in found]
     if broken:
         logger.warning("%d of %d photos could not be read, the first: %s", len(broken), len(photos), broken[0])
     if not rows:
         raise DataError("none of the rated photos can be read")
-    return _Seen(rows, Features(*map(np.concatenate, zip(*features, strict=True))), np.array(scores))
+    return Seen(
+        rows, Features(*map(np.concatenate, zip(*features, strict=True))), np.array(scores), np.concatenate(queries)
+    )
 
 
 def _agreement(
-    seen: _Seen, raters: dict[str, dict[PhotoSource, float]], count: int, repeats: int, seed: int
+    calm: Calm, seen: Seen, raters: dict[str, dict[PhotoSource, float]], count: int, repeats: int, seed: int
 ) -> PersonalAgreement:
     by_rater: dict[str, RaterAgreement] = {}
     untaught = drawn = 0
@@ -141,36 +156,54 @@ def _agreement(
             continue
         rows = np.array([seen.rows[photo] for photo in own])
         truth = np.array(list(own.values()))
-        personal, base = [], []
+        found: dict[str, list[float]] = {part: [] for part in PARTS}
         for repeat in range(repeats):
             order = np.random.default_rng((seed, count, number, repeat)).permutation(len(own))
             known, tested = order[:count], order[count:]
             if np.ptp(truth[tested]) == 0:
                 continue  # no order to agree with
             drawn += 1
-            expected = seen.scores[rows[tested]]
-            base.append(_srcc(expected, truth[tested]))
+            base = seen.scores[rows[tested]]
+            ways: dict[str, Array] = dict.fromkeys(PARTS, base)
             if np.ptp(truth[known]) == 0:
                 untaught += 1
             else:
-                taste = learn_taste(_at(seen.features, rows[known]), truth[known])
-                expected = personal_ratings(taste, _at(seen.features, rows[tested]))
-            personal.append(_srcc(expected, truth[tested]))
-        if personal:
-            by_rater[rater] = RaterAgreement(len(own), tuple(personal), tuple(base))
-    means = np.array([[np.mean(r.personal), np.mean(r.base)] for r in by_rater.values()]).reshape(-1, 2)  # [R, 2]
-    if not len(means):
-        return PersonalAgreement(count, 0, None, None, None, None, None, {})
-    (personal_mean, base_mean), (personal_std, base_std) = means.mean(0).tolist(), means.std(0).tolist()
+                ways |= learn_ways(calm, seen, rows[known], truth[known], rows[tested])
+            for part, expected in ways.items():
+                found[part].append(srcc(expected, truth[tested]))
+        if found["base"]:
+            by_rater[rater] = RaterAgreement(len(own), **{part: tuple(values) for part, values in found.items()})
+    summary: dict[str, float | None] = {}
+    for part in PARTS:
+        means = [float(np.mean(getattr(agreement, part))) for agreement in by_rater.values()]
+        told = bool(means) and (part != "context" or calm.in_context.most_examples > 0)
+        summary |= {
+            part: float(np.mean(means)) if told else None,
+            f"{part}_std": float(np.std(means)) if told else None,
+        }
     return PersonalAgreement(
-        count, len(means), personal_mean, personal_std, base_mean, base_std, untaught / drawn, by_rater
+        count, len(by_rater), **summary, untaught=untaught / drawn if by_rater else None, by_rater=by_rater
     )
+
+
+def learn_ways(
+    calm: Calm, seen: Seen, known: npt.NDArray[np.intp], ratings: Array, tested: npt.NDArray[np.intp]
+) -> dict[str, Array]:
+    """Expected ratings of the photos in rows `tested`, learnt from those in rows `known`, by each way."""
+    features, reader = _at(seen.features, known), calm.in_context
+    taste = learn_taste(features, ratings)
+    head = personal_ratings(taste, _at(seen.features, tested))
+    if reader.most_examples == 0:
+        return {"personal": head, "head": head}
+    shown, opinion = example_rows(features, ratings, reader.most_examples), standardise(ratings)
+    context = reader.rate(seen.queries[tested], reader.read(seen.queries[known[shown]], opinion[shown]))
+    return {"personal": blend(taste, head, context), "head": head, "context": context}
 
 
 def _at(features: Features, rows: npt.NDArray[np.intp]) -> Features:
     return Features(*(block[rows] for block in features))
 
 
-def _srcc(expected: Array, truth: Array) -> float:
+def srcc(expected: Array, truth: Array) -> float:
     """Spearman's correlation; scores that are all equal order nothing: 0."""
     return 0.0 if np.ptp(expected) == 0 else float(spearmanr(expected, truth).statistic)

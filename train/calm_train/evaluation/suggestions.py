@@ -19,7 +19,7 @@ from rich.progress import track
 
 from calm_runtime import Calm
 from calm_runtime.errors import DataError, PhotoError
-from calm_runtime.naturalness import to_lab
+from calm_runtime.lab import to_lab
 from calm_runtime.photo import load_photo
 from calm_runtime.retouch import retouch, to_floats
 from calm_train.evaluation.edits import Picture, levels, noise

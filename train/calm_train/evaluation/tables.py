@@ -47,8 +47,15 @@ def personal_table(result: dict[str, Any]) -> str:
         f"| SRCC | {' | '.join('k = ' + str(row['count']) for row in counts)} |",
         f"| --- |{' ---: |' * len(counts)}",
     ]
-    for shown, key in (("profile", "personal"), ("base score", "base")):
-        cells = [f"{_figure(row[key])} ± {_figure(row[f'{key}_std'])}" if row["raters"] else "-" for row in counts]
+    for shown, key in (
+        ("profile", "personal"),
+        ("its light head alone", "head"),
+        ("its in-context reading alone", "context"),
+        ("base score", "base"),
+    ):
+        cells = [
+            f"{_figure(row[key])} ± {_figure(row[f'{key}_std'])}" if row[key] is not None else "-" for row in counts
+        ]
         rows.append(f"| {result['model']}, {shown} | {' | '.join(cells)} |")
     known = [row["count"] for row in counts]
     if result["dataset"] == "flickr-aes" and known == [10, 100]:
@@ -61,8 +68,8 @@ def personal_table(result: dict[str, Any]) -> str:
     )
     rows.append(
         f"\nMean and standard deviation over raters ({taught}), each the mean of {result['repeats']} random draws of k "
-        "known photos. Untaught: the known ratings were all equal, and the base score stood in. The profile is the "
-        "light head (linear regression on the model's features), not in-context learning. Reported figures are of 37 "
+        "known photos. Untaught: the known ratings were all equal, and the base score stood in. A profile blends a light "
+        "head (linear regression on the model's features) with the model's in-context reading of the rated photos. Reported figures are of 37 "
         "test raters whose list is in no published file, by models trained on the others."
     )
     return "\n".join(rows) + "\n"
