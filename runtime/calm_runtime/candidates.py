@@ -109,11 +109,12 @@ def _wished(mending: Mending, opinion: Opinion, coloured: bool) -> list[Edit]:
         "warmth": mending.warmth,
         "tint": mending.tint,
     }
+    least = {**_LEAST, "warmth": _LEAST["white balance"], "tint": _LEAST["white balance"]}
     wished: list[Edit] = [Exposure(opinion.stops)] if opinion.stops else []
     for part, steps in _FIRST_STEP.items():
         direction = opinion.direction(part)
         colour = part in ("saturation", "warmth", "tint")
-        if direction and direction * measured[part] <= 0 and (coloured or not colour):
+        if direction and direction * measured[part] < least[part] and (coloured or not colour):
             wished.append(steps[0] if direction > 0 else steps[1])
     return wished
 
