@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from calm_train.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from calm_train.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -36,17 +35,8 @@ def photos(tmp_path_factory, example_folder):
     return folder
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """The shipped model as an unfinished one: the recipe's own first stage goes on, without half an hour of language."""
-    folder = tmp_path_factory.mktemp("start")
-    model, tokenizer, info = load_checkpoint(find_checkpoint("calm-nano"))
-    save_checkpoint(folder, model, tokenizer, msgspec.structs.replace(info, stage="language"))
-    return folder
-
-
-def command(photos, start, output, *more) -> list[str]:
-    run = ("--recipe", "nano", "--photos", photos, "--init", start, "--output", output, "--max-steps", STEPS)
+def command(photos, output, *more) -> list[str]:
+    run = ("--recipe", "nano", "--photos", photos, "--output", output, "--max-steps", STEPS)
     settings = ("--save-every", SAVED, "--seed", 1)
     return [sys.executable, "-m", "calm_train.cli", "pretrain", *map(str, (*run, *settings, *more))]
 
@@ -56,10 +46,10 @@ def final_loss(output) -> float:
     return float([entry["loss"] for entry in state["log_history"] if "loss" in entry][-1])
 
 
-def test_the_nano_recipe_resumes_after_a_kill_to_the_loss_of_an_uninterrupted_run(photos, start, tmp_path):
+def test_the_nano_recipe_resumes_after_a_kill_to_the_loss_of_an_uninterrupted_run(photos, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(photos, start, whole), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    process = subprocess.Popen(command(photos, start, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command(photos, whole), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(photos, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     mark = killed / "steps" / f"checkpoint-{KILLED_AFTER}" / "trainer_state.json"
     while not mark.exists():
         assert process.poll() is None, "ended before it could be killed"
@@ -67,7 +57,7 @@ def test_the_nano_recipe_resumes_after_a_kill_to_the_loss_of_an_uninterrupted_ru
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "model.safetensors").exists()
-    resumed = subprocess.run(command(photos, start, killed, "--resume"), check=True, capture_output=True, text=True)
+    resumed = subprocess.run(command(photos, killed, "--resume"), check=True, capture_output=True, text=True)
     assert f"{STEPS} steps" in resumed.stdout
     assert abs(final_loss(killed) - final_loss(whole)) <= 1e-4
     one, two = (load_checkpoint(output)[0].state_dict() for output in (whole, killed))

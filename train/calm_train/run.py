@@ -189,7 +189,7 @@ def _start(options: RunOptions, recipe: Recipe) -> Path:
         if not (options.resume and (folder / INFO).is_file()):
             threads = torch.get_num_threads()
             torch.set_num_threads(os.cpu_count() or threads)  # the other processes wait
-            language_checkpoint(recipe, folder, options.seed)
+            language_checkpoint(_shortened(recipe, options.max_steps), folder, options.seed)
             torch.set_num_threads(threads)
     else:
         while not _is_written(folder / INFO, options.resume):
@@ -204,6 +204,14 @@ def _is_written(info: Path, resume: bool) -> bool:
 
 def _settings(options: RunOptions, recipe: Recipe, info: CheckpointInfo) -> StageRecipe:
     return _limited(recipe.stage(options.stage, adapt=info.stage == "tune"), options.max_steps)
+
+
+def _shortened(recipe: Recipe, max_steps: int | None) -> Recipe:
+    """A short trial run does not begin with the whole language stage."""
+    if recipe.language is None or max_steps is None:
+        return recipe
+    language = msgspec.structs.replace(recipe.language, steps=min(recipe.language.steps, max_steps))
+    return msgspec.structs.replace(recipe, language=language)
 
 
 def _limited(settings: StageRecipe, max_steps: int | None) -> StageRecipe:

@@ -47,7 +47,7 @@ def _stage_options(stage: StageName, init_help: str) -> Callable[[FC], FC]:
         ),
         click.option("--init", metavar="CHECKPOINT", help=init_help),
         click.option("--name", help="Name of the model; default: the recipe's, with `adapted` when a finished one goes on."),
-        click.option("--max-steps", type=click.IntRange(1), help="Instead of the recipe's number of steps."),
+        click.option("--max-steps", type=click.IntRange(1), help="Instead of the recipe's number of steps; a language stage before it is cut to as many."),
         click.option("--save-every", default=200, show_default=True, help="Steps between resumable checkpoints."),
         click.option("--resume", is_flag=True, help="Go on from the last resumable checkpoint in the output folder."),
         click.option("--workers", default=0, show_default=True, help="Processes that prepare photos."),
