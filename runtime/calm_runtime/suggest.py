@@ -118,15 +118,13 @@ def _compose(
     """What to do together, and the score it reaches.
 
     All that the tones need, if that gains, else the best single edit; then, one by one, detail and framing that are well
-    supported and gain on top of it. Nothing when no single edit gains.
+    supported and gain on top of it.
     """
-    if not ranked:
-        return [], before
     together: list[list[Edit]] = [[*edits] for share in TOGETHER if (edits := mend_tones(picture, share))]
     scores = score_edits(scorer, spec, picture, together)
     done, reached = next(
         ((edits, after) for edits, after in zip(together, scores, strict=True) if after - before >= LEAST_GAIN),
-        ([ranked[0].edit], ranked[0].score_after) if _composable(ranked[0]) else ([], before),
+        ([ranked[0].edit], ranked[0].score_after) if ranked and _composable(ranked[0]) else ([], before),
     )
     for suggestion in ranked:
         if suggestion.edit.name in (*KINDS, *(edit.name for edit in done)) or not _composable(suggestion):
