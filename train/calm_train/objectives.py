@@ -70,7 +70,7 @@ class RankingObjective(nn.Module):
     def forward(self, better: Tensor, worse: Tensor, gap: Tensor) -> Tensor:
         """better, worse [P] values; gap [P] in 0..1: how much each pair counts -> scalar."""
         loss = F.softplus((worse.float() - better.float()) / self.temperature)
-        return (loss * gap).sum() / gap.sum().clamp(min=1)
+        return (loss * gap).mean()
 
 
 class ScoreObjective(nn.Module):

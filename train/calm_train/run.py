@@ -13,6 +13,7 @@ import torch
 
 from calm_runtime.bundle import ModelInfo
 from calm_runtime.errors import DataError, UsageError
+from calm_runtime.prompt import PROMPTS
 from calm_runtime.ratings import read_ratings, to_score_scale
 from calm_train.build import build_model, photo_spec
 from calm_train.checkpoint import INFO, CheckpointInfo, find_checkpoint, load_checkpoint, save_checkpoint
@@ -74,6 +75,8 @@ def run_stage(options: RunOptions) -> str:
     start = _start(options, recipe)
     model, tokenizer, info = load_checkpoint(start)
     settings = _settings(options, recipe, info)
+    if settings.weights.personal:  # a finished model of before learns to read examples, too
+        info = msgspec.structs.replace(info, prompts={**PROMPTS, **info.prompts})
     data = read_data(options)
     torch.manual_seed(options.seed)
     model.train()
@@ -230,7 +233,7 @@ def _info(
     return CheckpointInfo(
         model=ModelInfo(
             name=name or (f"{before.model.name} adapted" if adapted else recipe.model.name),
-            version="0.3.0",
+            version="0.4.0",
             licence="Apache-2.0 for the code; see the data note for the weights",
             data_note=data_note if adapted else f"Trained on {note}",
             score_meaning=before.model.score_meaning if adapted else SCORE_MEANING,
