@@ -17,7 +17,7 @@ from calm_runtime.score import SCORE_HIGH, SCORE_LOW
 from calm_train.config import CalmConfig
 from calm_train.pretext.measures import QUANTITIES
 
-EXAMPLES = 48  # photos of one sequence
+FEWEST, EXAMPLES = 8, 48  # photos of one sequence: any number from the first to the second
 FACTS = len(QUANTITIES) + 1  # what a simulated rater looks at: the quantities, and the pseudo rating
 ACTIVE = 2.0  # facts a taste weighs, on average
 IDEAL = 0.3  # share of tastes that want a certain amount of something, not the most of it
@@ -74,8 +74,12 @@ def simulate_ratings(facts: Tensor) -> Tensor:
 
 
 def simulate_rater(queries: Tensor, facts: Tensor) -> Rated:
-    """Up to EXAMPLES of the photos [N, ...] in random order, with one random person's ratings."""
-    order = torch.randperm(len(queries), device=queries.device)[:EXAMPLES]
+    """FEWEST to EXAMPLES of the photos [N, ...] in random order, with one random person's ratings.
+
+    Attention costs the square of the length: many short histories teach more per second than one long one.
+    """
+    count = int(torch.randint(FEWEST, EXAMPLES + 1, ()))
+    order = torch.randperm(len(queries), device=queries.device)[:count]
     return Rated(queries[order], simulate_ratings(facts[order]))
 
 
