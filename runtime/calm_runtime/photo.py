@@ -173,7 +173,8 @@ def _open_regular(path: str, flags: int) -> int:
 
 def _open(data: bytes, name: str, limits: PhotoLimits) -> ImageFile.ImageFile:
     """Parse the header with the allowed formats' plugins only; nothing is decoded."""
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" in limits.formats:
+    heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" in limits.formats
+    if heif:
         _register_heif(name)
     prefix = data[:16]
     for kind in limits.formats:
@@ -203,6 +204,8 @@ def _open(data: bytes, name: str, limits: PhotoLimits) -> ImageFile.ImageFile:
             _, accept = Image.OPEN.get(kind, (None, None))
             if accept is not None and accept(prefix) is True:
                 raise PhotoFormatRefused(f"{name}: is {kind}, only {', '.join(limits.formats)} are admitted")
+    if heif:
+        raise PhotoUnreadable(f"{name}: the HEIF header is truncated or corrupt; copy or export the photo again")
     for offset, signature, what in _REFUSED_SIGNATURES:
         if data[offset:].startswith(signature):
             raise PhotoFormatRefused(f"{name}: is {what}; export it as JPEG, PNG, TIFF or WebP")
