@@ -1,8 +1,10 @@
 """Profiles learn a taste, travel as one file, and are refused when they are not what they say."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -10,10 +12,13 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from calm_runtime import Calm
+from calm_runtime.bundle import MANIFEST, encode_manifest, open_bundle, sign_manifest
 from calm_runtime.cli.app import calm as command
 from calm_runtime.errors import DataError, ProfileError
-from calm_runtime.in_context import choose_examples, pack_cache, standardise
+from calm_runtime.in_context import InContextReader, choose_examples, pack_cache, standardise
+from calm_runtime.llm import KvCache
 from calm_runtime.profile import PersonalScorer, build_profile, load_profile
+from calm_runtime.prompt import PROMPTS
 from calm_runtime.ratings import PhotoRating, read_ratings, to_score_scale
 from calm_runtime.taste import Features, learn_taste, personal_ratings
 
@@ -32,6 +37,18 @@ def lightness_ladder(tmp_path_factory, example_folder):
             Image.fromarray((255 * pixels**gamma).astype(np.uint8)).save(path)
             paths.append((path, -float(gamma)))
     return paths
+
+
+@pytest.fixture(scope="module")
+def reading(nano_bundle, tmp_path_factory):
+    """A model that is asked to read examples, whether or not it was taught to: the arithmetic is the same."""
+    folder = tmp_path_factory.mktemp("reading") / "bundle"
+    shutil.copytree(nano_bundle, folder)
+    manifest = open_bundle(nano_bundle).manifest
+    asked = msgspec.structs.replace(manifest, prompts={**PROMPTS, **manifest.prompts})
+    (folder / MANIFEST).write_bytes(encode_manifest(sign_manifest(asked)))
+    with Calm.load(folder, threads=2) as model:
+        yield model
 
 
 def ratings_csv(folder, rows):
@@ -89,19 +106,17 @@ def test_every_changed_byte_is_refused(calm: Calm, lightness_ladder, tmp_path):
 
 
 def test_a_profile_of_another_bundle_is_refused(calm: Calm, lightness_ladder):
-    import msgspec
-
     profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:4]])
     foreign = replace(profile, info=msgspec.structs.replace(profile.info, bundle="0" * 64))
     with pytest.raises(ProfileError, match="build it again"):
         PersonalScorer(calm, foreign)
 
 
-def test_examples_in_the_prompt_are_read_once_and_rate_as_a_whole_prompt_would(calm: Calm, lightness_ladder):
-    reader = calm.in_context
+def test_examples_in_the_prompt_are_read_once_and_rate_as_a_whole_prompt_would(reading: Calm, lightness_ladder):
+    reader = reading.in_context
     assert reader.most_examples >= 30
-    pixels = np.stack([calm.decode(path)[0] for path, _ in lightness_ladder[:5]])
-    aligned, _ = calm.see(pixels)
+    pixels = np.stack([reading.decode(path)[0] for path, _ in lightness_ladder[:5]])
+    aligned, _ = reading.see(pixels)
     queries, opinion = reader.queries(aligned.image_embeds), standardise([1, 2, 3, 4])
     cache = reader.read(queries[:4], opinion)
     rated = reader.rate(aligned.image_embeds[4:], cache)
@@ -133,15 +148,62 @@ def test_diverse_examples_are_chosen_when_not_all_fit():
     assert choose_examples(looks, ratings, 0) == []
 
 
-def test_examples_of_another_model_are_refused(calm: Calm, lightness_ladder):
-    profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:4]])
-    assert profile.info.examples == 4
+class KnowingReader(InContextReader):
+    """Rates by what the photos hold, as a model that reads a person well."""
+
+    def read(self, queries, standardised):
+        assert len(queries) == len(standardised)
+        return KvCache((), len(queries))
+
+    def rate(self, image_embeds, cache):
+        assert cache.length + len(image_embeds) == 20  # the others, never itself
+        return image_embeds[:, 0, 0].astype(np.float64)
+
+
+def test_in_context_reading_counts_as_far_as_it_has_proved_itself(reading: Calm):
+    ratings = standardise(np.tile([1.0, 2, 3, 4], 5))
+    queries = np.repeat(ratings[:, None, None], 24, axis=1).astype(np.float32)
+    reader = KnowingReader(reading.in_context.llm, reading.in_context.text, reading.in_context.manifest)
+    assert 0.35 < reader.earned_weight(queries, ratings) < 0.5
+    reader_of_noise = np.random.default_rng(0).normal(size=queries.shape).astype(np.float32)
+    assert reader.earned_weight(reader_of_noise, ratings) < 0.1
+    assert reader.earned_weight(-queries, ratings) == 0
+    assert reader.earned_weight(0 * queries, ratings) == 0
+    assert reader.earned_weight(queries[:4], ratings[:4]) == 0  # too few to prove anything
+
+
+def with_examples(calm: Calm, profile, rated):
+    """The profile as if the reading in context had earned its place."""
+    reader = calm.in_context
+    aligned, _ = calm.see(np.stack([calm.decode(row.path)[0] for row in rated]))
+    cache = reader.read(reader.queries(aligned.image_embeds), standardise([row.rating for row in rated]))
+    info = msgspec.structs.replace(profile.info, examples=len(rated), context_weight=0.3)
+    return replace(profile, info=info, context=pack_cache(cache))
+
+
+def test_a_profile_with_examples_scores_the_same_from_its_file(reading: Calm, lightness_ladder, tmp_path):
+    rated = [PhotoRating(*row) for row in lightness_ladder[:6]]
+    plain = build_profile(reading, rated)[0]
+    profile = with_examples(reading, plain, rated)
+    profile.save(tmp_path / "me.calmprofile")
+    again = load_profile(tmp_path / "me.calmprofile")
+    assert again.info.examples == 6
+    photo = lightness_ladder[3][0]
+    personal = PersonalScorer(reading, again).score(photo).personal
+    assert personal == pytest.approx(PersonalScorer(reading, profile).score(photo).personal, abs=1e-4)
+    assert personal != pytest.approx(PersonalScorer(reading, plain).score(photo).personal, abs=1e-4)
+
+
+def test_examples_of_another_model_are_refused(reading: Calm, lightness_ladder):
+    rated = [PhotoRating(*row) for row in lightness_ladder[:4]]
+    profile = with_examples(reading, build_profile(reading, rated)[0], rated)
+    PersonalScorer(reading, profile)
     name = next(iter(profile.context))
     for context in ({**profile.context, name: profile.context[name][:, :, :-1]},
                     {**profile.context, name: profile.context[name][..., :-1]},
                     {k: v for k, v in profile.context.items() if k != name}):  # fmt: skip
         with pytest.raises(ProfileError, match="build it again"):
-            PersonalScorer(calm, replace(profile, context=context))
+            PersonalScorer(reading, replace(profile, context=context))
 
 
 def test_too_few_equal_or_unreadable_ratings_are_explained(calm: Calm, lightness_ladder, tmp_path):

@@ -25,10 +25,9 @@ from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
 from calm_runtime.taste import MAX_RATINGS, Features, Taste, learn_taste, personal_ratings, taste_features
 
 SUFFIX = ".calmprofile"
-FORMAT = 3
+FORMAT = 4
 MIN_RATINGS = 3
 MAX_BYTES = 64_000_000
-CONTEXT_WEIGHT = 0.3  # of the in-context reading beside the light head (benchmarks/profiles.md)
 _KEY = "profile"
 
 
@@ -36,7 +35,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a profile says about itself.
 
     bundle: digest of the bundle whose features it was learnt on. ratings: that were learnt from; examples: of them, how
-    many stand in the prompt. scale: worst and best rating the person could give. digest: SHA-256 of everything else in
+    many stand in the prompt; context_weight: how much that reading counts beside the light head. scale: worst and best rating the person could give. digest: SHA-256 of everything else in
     the file.
     """
 
@@ -45,6 +44,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     ratings: int
     examples: int
+    context_weight: float
     scale: tuple[float, float]
     mean: float
     std: float
@@ -55,7 +55,8 @@ class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Profile:
     """A loaded profile. Apply it through `PersonalScorer`.
 
-    taste: the light head. context: `pack_cache` of the person's examples; empty for a bundle that reads none.
+    taste: the light head. context: `pack_cache` of the person's examples; empty where the bundle reads none or their
+    reading does not count.
     """
 
     info: ProfileInfo
@@ -128,11 +129,13 @@ def build_profile(
     taste = taste._replace(weights=taste.weights.astype(np.float32), centre=taste.centre.astype(np.float32))
     opinion = standardise(kept)
     examples = example_rows(features, np.array(kept), reader.most_examples)
-    context = pack_cache(reader.read(np.concatenate(seen)[examples], opinion[examples])) if examples else {}
+    shown = np.concatenate(seen)[examples]
+    weight = reader.earned_weight(shown, opinion[examples]) if examples else 0.0
+    context = pack_cache(reader.read(shown, opinion[examples])) if weight else {}
     manifest = calm.bundle.manifest
     info = ProfileInfo(
-        FORMAT, manifest.digest, f"{manifest.model.name} {manifest.model.version}", len(kept), len(examples), (low, high),
-        taste.mean, taste.std,
+        FORMAT, manifest.digest, f"{manifest.model.name} {manifest.model.version}", len(kept),
+        len(examples) if weight else 0, weight, (low, high), taste.mean, taste.std,
     )  # fmt: skip
     return _signed(Profile(info, taste, context)), errors
 
@@ -167,7 +170,8 @@ class PersonalScorer:
         taste = self.profile.taste
         expected = personal_ratings(taste, features)
         if self._cache is not None:
-            expected = blend(taste, expected, self.calm.in_context.rate(aligned.image_embeds, self._cache))
+            context = self.calm.in_context.rate(aligned.image_embeds, self._cache)
+            expected = blend(taste, expected, context, self.profile.info.context_weight)
         low, high = self.profile.info.scale
         mapped = np.clip(to_score_scale(expected, low, high), SCORE_LOW, SCORE_HIGH)
         return [replace(score, personal=float(value)) for score, value in zip(scores, mapped, strict=True)]
@@ -179,9 +183,11 @@ def example_rows(features: Features, ratings: npt.NDArray[np.float64], most: int
     return choose_examples(looks, standardise(ratings), most)
 
 
-def blend(taste: Taste, head: npt.NDArray[np.float64], in_context: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def blend(
+    taste: Taste, head: npt.NDArray[np.float64], in_context: npt.NDArray[np.float64], weight: float
+) -> npt.NDArray[np.float64]:
     """Expected ratings [N] from the light head's, and from those read in context (in standard deviations)."""
-    return (1 - CONTEXT_WEIGHT) * head + CONTEXT_WEIGHT * (taste.mean + taste.std * in_context)
+    return (1 - weight) * head + weight * (taste.mean + taste.std * in_context)
 
 
 def photo_features(
@@ -213,5 +219,10 @@ def _serialise(profile: Profile) -> bytes:
 
 def _is_finite(profile: Profile) -> bool:
     taste = profile.taste
-    numbers = (taste.weights, taste.centre, np.array([taste.mean, taste.std]), *profile.context.values())
+    numbers = (
+        taste.weights,
+        taste.centre,
+        np.array([taste.mean, taste.std, profile.info.context_weight]),
+        *profile.context.values(),
+    )
     return all(np.isfinite(values).all() for values in numbers)

@@ -196,8 +196,10 @@ def learn_ways(
     if reader.most_examples == 0:
         return {"personal": head, "head": head}
     shown, opinion = example_rows(features, ratings, reader.most_examples), standardise(ratings)
-    context = reader.rate(seen.queries[tested], reader.read(seen.queries[known[shown]], opinion[shown]))
-    return {"personal": blend(taste, head, context), "head": head, "context": context}
+    queries = seen.queries[known[shown]]
+    context = reader.rate(seen.queries[tested], reader.read(queries, opinion[shown]))
+    weight = reader.earned_weight(queries, opinion[shown])
+    return {"personal": blend(taste, head, context, weight), "head": head, "context": context}
 
 
 def _at(features: Features, rows: npt.NDArray[np.intp]) -> Features:
