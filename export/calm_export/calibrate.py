@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ from calm_runtime.photo import PhotoSpec, load_photo, to_pixel_values
 
 Array = npt.NDArray[np.float32]
 Feeds = Mapping[str, Array]
-Item = TypeVar("Item")
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 CALIBRATION_PHOTOS = 32  # ranges hardly move with more of them
@@ -128,13 +127,16 @@ def calibrate(proto: ModelProto, feeds: Sequence[Feeds], path: Path, scheme: Sch
     return Calibrated(path, ranges, groups, parameters, scheme)
 
 
-def calibration_pixels(folder: Path, spec: PhotoSpec) -> Array:
-    """pixel_values [P, 3, S, S] of up to CALIBRATION_PHOTOS photos of a folder, spread evenly over it.
+def calibration_pixels(folder: Path | None, spec: PhotoSpec, gate_pixels: Array) -> Array:
+    """pixel_values [P, 3, S, S] of up to CALIBRATION_PHOTOS photos, spread evenly over a folder or, without one, the gate's.
 
-    Raises ExportError when fewer than MIN_CALIBRATION_PHOTOS can be read.
+    Raises ExportError when fewer than MIN_CALIBRATION_PHOTOS of the folder can be read.
     """
+    if folder is None:
+        return gate_pixels[evenly(len(gate_pixels), CALIBRATION_PHOTOS)]
     rows: list[Array] = []
-    for path in evenly(photo_files(folder), CALIBRATION_PHOTOS):
+    files = photo_files(folder)
+    for path in (files[index] for index in evenly(len(files), CALIBRATION_PHOTOS)):
         try:
             rows.append(to_pixel_values(load_photo(path, spec), spec))
         except PhotoError as error:
@@ -147,9 +149,9 @@ def calibration_pixels(folder: Path, spec: PhotoSpec) -> Array:
     return np.stack(rows)
 
 
-def evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` of the items, spread evenly."""
-    return [items[index * len(items) // count] for index in range(count)] if len(items) > count else list(items)
+def evenly(total: int, count: int) -> list[int]:
+    """At most `count` indices of `total` items, spread evenly."""
+    return [index * total // count for index in range(count)] if total > count else list(range(total))
 
 
 def _groups(proto: ModelProto) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
 import onnx
 from onnx import ModelProto
 
 from calm_export import parity
 from calm_export.calibrate import Array, Calibrated, Scheme, calibrate, evenly
+from calm_export.engines import STAGES, Sources
 from calm_export.figures import cosine_per_photo, signal_to_noise
 from calm_export.graph import write_graph
 from calm_runtime.bundle import ParityRow, Stage
@@ -22,11 +22,9 @@ from calm_runtime.errors import ExportError
 from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.vision import HIDDEN_STATES, VisionEncoder
 
-REPORT = "quantisation.json"
+QUANTISATION = "quantisation.json"
 PROBE_PHOTOS = 8  # every group costs a quantisation and a run of these
-STAGES: tuple[Stage, ...] = ("vision_encoder", "aligner")
 
-Sources = dict[Stage, Path]
 Features = dict[str, Array]
 Gate = Callable[[Features], Sequence[ParityRow]]
 
@@ -79,7 +77,7 @@ def quantise(
     Raises ExportError when the graphs miss the gate with any group as int8, or cannot be quantised.
     """
     calibrated = calibrate_stages(protos, pixels, scratch, scheme, progress)
-    probes = sensitivities(calibrated, np.stack(evenly(pixels, PROBE_PHOTOS)), scratch, progress)
+    probes = sensitivities(calibrated, pixels[evenly(len(pixels), PROBE_PHOTOS)], scratch, progress)
     judged, judge = gate
 
     def attempt(kept: int) -> tuple[ParityRow, ...]:
@@ -161,9 +159,16 @@ def sensitivities(
     return sorted(probes, key=lambda probe: (probe.cosine, probe.stage, probe.group))
 
 
-def encode_report(parts: Iterable[tuple[str, Quantised]]) -> bytes:
+def encode_report(parts: Mapping[str, Quantised]) -> bytes:
     """JSON of quantisation.json: graphs -> their groups."""
-    return msgspec.json.format(msgspec.json.encode({name: part.groups for name, part in parts}), indent=2) + b"\n"
+    return (
+        msgspec.json.format(msgspec.json.encode({name: part.groups for name, part in parts.items()}), indent=2) + b"\n"
+    )
+
+
+def read_report(path: Path) -> dict[str, list[GroupRow]]:
+    """The groups of a bundle's quantisation.json: graphs -> groups. Raises msgspec.DecodeError for another file."""
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, list[GroupRow]])
 
 
 def _rows(calibrated: dict[Stage, Calibrated], probes: Sequence[_Probe], kept: int, missed: str) -> Iterable[GroupRow]:
