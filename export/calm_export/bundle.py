@@ -22,7 +22,7 @@ from calm_export.options import ExportOptions
 from calm_export.packs import staged_packs, write_pack
 from calm_export.photos import parity_photos
 from calm_export.staging import check_output, staged
-from calm_export.tensorrt import build_devices
+from calm_export.tensorrt import build_devices, library_version
 from calm_export.work import Work, engine_targets, tool_version
 from calm_runtime.attributes import ATTRIBUTES
 from calm_runtime.bundle import (
