@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 import onnx
 from onnx import ModelProto
 
@@ -17,10 +18,11 @@ from calm_export.calibrate import Array, Calibrated, Scheme, calibrate, evenly
 from calm_export.engines import STAGES, Sources
 from calm_export.figures import cosine_per_photo, signal_to_noise
 from calm_export.graph import write_graph
+from calm_runtime.aligner import Aligner
 from calm_runtime.bundle import ParityRow, Stage
 from calm_runtime.errors import ExportError
 from calm_runtime.onnx_session import OnnxSession
-from calm_runtime.vision import HIDDEN_STATES, VisionEncoder
+from calm_runtime.vision import VisionEncoder
 
 QUANTISATION = "quantisation.json"
 PROBE_PHOTOS = 8  # every group costs a quantisation and a run of these
@@ -54,7 +56,9 @@ class Quantised:
 
 
 @dataclass(frozen=True)
-class _Probe:
+class Probe:
+    """One group alone as int8: the smallest cosine of the features, and the noise of the feature it disturbs most."""
+
     stage: Stage
     group: str
     cosine: float
@@ -140,23 +144,35 @@ def sensitivities(
     pixels: Array,
     scratch: Path,
     progress: Callable[[str], None] = lambda message: None,
-) -> list[_Probe]:
+) -> list[Probe]:
     """Every group alone as int8, all else float, measured on pixel_values [P, 3, S, S]; the most sensitive first."""
-    graphs = {stage: calibrated[stage].graph for stage in STAGES}
-    expected = parity.onnx_features(graphs["vision_encoder"], graphs["aligner"], pixels)
+    encoder = VisionEncoder(OnnxSession(calibrated["vision_encoder"].graph))
+    mfam = Aligner(OnnxSession(calibrated["aligner"].graph))
+    hidden = [encoder(row[None]) for row in pixels]
+    encoder.close()  # hundreds of megabytes at full size
+    expected = _stacked([{**states, **mfam(states)._asdict()} for states in hidden])
+    probe = scratch / "probe.onnx"
     probes = []
     for stage in STAGES:
         for group in calibrated[stage].groups:
             progress(f"{stage}: {group} alone as int8")
-            tried = {**graphs, stage: calibrated[stage].quantise([group], scratch / "probe.onnx")}
-            found = parity.onnx_features(tried["vision_encoder"], tried["aligner"], pixels)
-            names = [name for name in expected if stage == "vision_encoder" or name not in HIDDEN_STATES]
-            cosine = min(float(cosine_per_photo(expected[name], found[name]).min()) for name in names)
-            noise = min(signal_to_noise(expected[name], found[name]) for name in names)
+            tried = OnnxSession(calibrated[stage].quantise([group], probe))
+            if stage == "vision_encoder":
+                encoder = VisionEncoder(tried)
+                found = _stacked([parity.bundle_features(encoder, mfam, row[None]) for row in pixels])
+            else:
+                found = _stacked([Aligner(tried)(states)._asdict() for states in hidden])
+            tried.close()
+            cosine = min(float(cosine_per_photo(expected[name], value).min()) for name, value in found.items())
+            noise = min(signal_to_noise(expected[name], value) for name, value in found.items())
             if math.isnan(cosine):
                 cosine, noise = -1.0, -math.inf
-            probes.append(_Probe(stage, group, cosine, noise))
+            probes.append(Probe(stage, group, cosine, noise))
     return sorted(probes, key=lambda probe: (probe.cosine, probe.stage, probe.group))
+
+
+def _stacked(rows: Sequence[Features]) -> Features:
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def encode_report(parts: Mapping[str, Quantised]) -> bytes:
@@ -171,7 +187,7 @@ def read_report(path: Path) -> dict[str, list[GroupRow]]:
     return msgspec.json.decode(path.read_bytes(), type=dict[str, list[GroupRow]])
 
 
-def _rows(calibrated: dict[Stage, Calibrated], probes: Sequence[_Probe], kept: int, missed: str) -> Iterable[GroupRow]:
+def _rows(calibrated: dict[Stage, Calibrated], probes: Sequence[Probe], kept: int, missed: str) -> Iterable[GroupRow]:
     for rank, probe in enumerate(probes, start=1):
         decision: Literal["int8", "float"] = "float" if rank <= kept else "int8"
         reason = "the gate holds with it as int8"
