@@ -90,8 +90,6 @@ def test_int8_is_smaller_passes_its_gate_and_the_same_photos_give_the_same_bytes
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert paths[0].stat().st_size < first[0].graph.stat().st_size / 2
     onnx.checker.check_model(onnx.load(paths[0]), full_check=True)
-    kinds = {n.op_type: n for n in onnx.load(paths[0]).graph.node}
-    assert not {"MatMulInteger", "QLinearMatMul"} & kinds.keys()
 
     def judge(features: dict[str, parity.Array]) -> list[ParityRow]:
         return parity.feature_rows(reference, features, "int8")
@@ -126,8 +124,6 @@ def test_the_most_sensitive_groups_stay_float_as_far_as_the_gate_asks(
     kept = found.groups[0]
     assert kept.cosine == min(row.cosine for row in found.groups)
     assert "image_embeds cosine min is 0.90000, the gate is 0.99" in kept.reason
-    names = {n.name: n for path in tmp_path.glob("*.onnx") for n in onnx.load(path).graph.node}
-    assert len(names) > len(found.groups)
 
 
 def test_a_gate_that_no_int8_graph_passes_is_told(
