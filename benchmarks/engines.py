@@ -49,7 +49,9 @@ TINY: dict[str, Any] = {
 def config_of(size: str) -> CalmConfig:
     """The configuration of a size, its LLM cut down to the width that the aligner needs."""
     config = (
-        CalmConfig(TINY, {"hidden_size": 64}, 2, 1, 2, (1, 2, 3), cue_width=16)
+        CalmConfig(
+            TINY, {"hidden_size": 64}, queries=2, qformer_layers=1, qformer_heads=2, taps=(1, 2, 3), cue_width=16
+        )
         if size == "tiny"
         else describe_config(load_recipe(size))
     )

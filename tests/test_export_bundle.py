@@ -13,8 +13,7 @@ import torch
 from click.testing import CliRunner
 from onnx import ModelProto
 
-from calm_export import bundle as exporter
-from calm_export import parity
+from calm_export import eyes, parity
 from calm_export.bundle import ExportOptions, export_bundle
 from calm_export.cli import export
 from calm_export.vision import export_vision
@@ -72,7 +71,7 @@ def test_a_perturbed_graph_is_refused_and_nothing_is_written(
     old = tmp_path / "bundle"
     old.mkdir()
     (old / "manifest.json").write_text("the old one")
-    monkeypatch.setattr(exporter, "export_vision", perturbed)
+    monkeypatch.setattr(eyes, "export_vision", perturbed)
     with pytest.raises(ExportError, match=r"hidden_low cosine min is 0\.\d+, the gate is 0\.999"):
         export_bundle(tiny_checkpoint, old, replace(tiny_options, overwrite=True))
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]

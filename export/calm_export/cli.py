@@ -5,20 +5,16 @@ from __future__ import annotations
 import importlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from calm_export.pack_cli import pack
-from calm_runtime.bundle import Manifest, Precision
+from calm_export.tables import show, show_groups, stage_table
+from calm_runtime.bundle import Precision
 from calm_runtime.errors import CalmError, UsageError
-
-if TYPE_CHECKING:
-    from calm_export.stages import VerifyReport
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 VERIFY = "verify"
@@ -66,6 +62,18 @@ class ExportCommand(click.Command):
     help="auto: the smallest that passes the parity gate.",
 )
 @click.option(
+    "--encoder-precision",
+    type=click.Choice(["fp32", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Vision encoder and aligner on the CPU. int8 keeps the most sensitive products in float until the gate holds.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with 8 photos or more whose values set the ranges of int8; default: photos of the gate.",
+)
+@click.option(
     "--device",
     "devices",
     multiple=True,
@@ -75,10 +83,10 @@ class ExportCommand(click.Command):
 )
 @click.option(
     "--engine-precision",
-    type=click.Choice(["fp16", "bf16", "fp32"]),
+    type=click.Choice(["fp16", "bf16", "fp32", "int8"]),
     default="fp16",
     show_default=True,
-    help="Weights of the engines, TensorRT-RTX or TensorRT; norms and softmax stay fp32.",
+    help="Weights of the engines, TensorRT-RTX or TensorRT; norms and softmax stay fp32, with int8 all but products with weights.",
 )
 @click.option(
     "--batch",
@@ -111,6 +119,8 @@ def export(
     output: Path,
     targets: tuple[str, ...],
     llm_precision: str,
+    encoder_precision: Precision,
+    calibration: Path | None,
     devices: tuple[str, ...],
     engine_precision: Precision,
     batches: tuple[int, int],
@@ -126,6 +136,7 @@ def export(
     Examples:
       calm export models/calm-nano -o my-bundle
       calm export models/calm-nano -o my-bundle --target cpu --target tensorrt-rtx
+      calm export models/calm-nano -o my-bundle --encoder-precision int8 --calibration PHOTOS
       calm export models/calm-nano -o my-bundle --target web
       calm export verify my-bundle --checkpoint models/calm-nano --report report/
       calm export pack my-bundle -o my-pack --target mobile
@@ -142,6 +153,8 @@ def export(
         options = ExportOptions(
             targets=tuple(dict.fromkeys(("cpu", *targets))),
             llm_precision=llm_precision,
+            encoder_precision=encoder_precision,
+            calibration=calibration,
             devices=tuple(dict.fromkeys(devices)),
             engine_precision=engine_precision,
             batches=(1, *batches),
@@ -154,7 +167,8 @@ def export(
             manifest = export_bundle(checkpoint, output, options, status.update)
     except CalmError as error:
         raise click.ClickException(str(error)) from error
-    _show(console, output, manifest)
+    show(console, output, manifest)
+    show_groups(console, output)
 
 
 @click.command(VERIFY)
@@ -214,7 +228,7 @@ def verify(
         console = Console()
         if not console.is_terminal:
             console = Console(width=WIDE)  # a file or pipe has no width of its own
-        console.print(_stage_table(found.report))
+        console.print(stage_table(found.report))
     if not found.report.same_checkpoint:
         click.echo(f"calm: {bundle} was exported from another checkpoint than this one", err=True)
     if not found.report.passed:
@@ -239,44 +253,3 @@ def _examples(folder: Path | None) -> tuple[Path, ...]:
 
     chosen = folder or (EXAMPLES if EXAMPLES.is_dir() else None)
     return tuple(photo_files(chosen)) if chosen else ()
-
-
-def _stage_table(report: VerifyReport) -> Table:
-    from calm_export.verify_page import figure
-
-    title = f"{report.model} against its checkpoint on {len(report.photos)} photos"
-    table = Table("stage", "engine", "against", "cosine", "difference", "SRCC", "gate", "", title=title)
-    marks = {True: "[green]pass[/]", False: "[bold red]FAIL[/]", None: "not run"}
-    for row in report.stages:
-        agreed = [f"agreement {figure(row.agreement)}"] if row.agreement is not None else []
-        notes = [*agreed, *([row.note] if row.note else [])]
-        table.add_row(
-            row.stage,
-            f"{row.engine}, {row.precision}",
-            row.reference or "",
-            figure(row.cosine),
-            figure(row.max_difference),
-            figure(row.srcc),
-            escape("\n".join([row.gate, *notes] if row.gate else notes)),
-            marks[row.passed],
-        )
-    return table
-
-
-def _show(console: Console, output: Path, manifest: Manifest) -> None:
-    table = Table("stage", "figure", "value", "gate", "", title=f"parity on {manifest.parity[0].photos} photos")
-    for row in manifest.parity:
-        table.add_row(
-            row.stage, row.metric, f"{row.value:.5f}", f"{row.gate:g}", "" if row.passed else "[red]MISSED[/]"
-        )
-    console.print(table)
-    if manifest.drift_allowed:
-        console.print("[red]This bundle is not the same model as its checkpoint[/]; it is marked as drifted.")
-    for engine in manifest.engines:
-        console.print(
-            f"{engine.path}: {engine.network_layers} layers became {engine.engine_layers}, "
-            f"{engine.fused_attention} fused attention, {engine.activation_bytes / 2**20:.0f} MiB at the largest batch"
-        )
-    size = sum(entry.bytes for entry in manifest.files.values())
-    precision = next(graph.precision for graph in manifest.graphs if graph.stage == "llm")
-    console.print(f"{output}: {size / 1e6:.1f} MB, LLM {precision}, digest {manifest.digest[:12]}")

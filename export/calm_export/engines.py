@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from onnx import ModelProto
 
 from calm_export import parity
 from calm_export.aligner import ATTRIBUTE_LOGITS, IMAGE_EMBEDS, AlignerGraph, export_aligner
@@ -17,16 +18,22 @@ from calm_runtime.bundle import Precision, Stage
 from calm_train.model import CalmForConditionalGeneration
 
 Sources = dict[Stage, Path]
+STAGES: tuple[Stage, ...] = ("vision_encoder", "aligner")
 
 
 def write_sources(model: CalmForConditionalGeneration, precision: Precision, folder: Path) -> Sources:
     """Write vision_encoder.onnx and aligner.onnx in a precision: fp32, fp16 or bf16. `model`'s weights are left as they were."""
-    sources: Sources = {"aligner": folder / "aligner.onnx", "vision_encoder": folder / "vision_encoder.onnx"}
+    sources: Sources = {stage: folder / f"{stage}.onnx" for stage in STAGES}
+    for stage, proto in source_graphs(model, precision).items():
+        write_graph(proto, sources[stage])
+    return sources
+
+
+def source_graphs(model: CalmForConditionalGeneration, precision: Precision) -> dict[Stage, ModelProto]:
+    """The graphs of `write_sources`, not yet written."""
     dtype = torch_dtype(precision)
     twin = model if precision == "fp32" else _twin(model)
-    write_graph(export_aligner(twin, dtype), sources["aligner"])
-    write_graph(export_vision(twin, dtype), sources["vision_encoder"])
-    return sources
+    return {"aligner": export_aligner(twin, dtype), "vision_encoder": export_vision(twin, dtype)}
 
 
 def source_features(

@@ -1,4 +1,4 @@
-"""Figures that say how far two sides are apart: cosine and rank correlation."""
+"""Figures that say how far two sides are apart: cosine, signal to noise, rank correlation."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ def cosine_per_photo(left: Values, right: Values) -> npt.NDArray[np.float64]:
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((a * b).sum(axis=1) / norms)
+
+
+def signal_to_noise(signal: Values, found: Values) -> float:
+    """Decibels by which a signal exceeds what was added to it; infinite for equal values, NaN for values not finite."""
+    left, right = signal.astype(np.float64), found.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(10 * np.log10(np.square(left).sum() / np.square(left - right).sum()))
 
 
 def srcc(left: Values, right: Values) -> float:

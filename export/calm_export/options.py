@@ -13,7 +13,8 @@ from calm_runtime.bundle import Precision
 from calm_runtime.errors import ExportError
 
 TARGETS = ("cpu", "cuda", "tensorrt-rtx", "tensorrt", *PACK_TARGETS)
-ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+ENCODER_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class ExportOptions:
     """What to build. The graphs for the CPU are always part of a bundle: every engine falls back to them.
 
     llm_precision: "auto" takes the smallest that passes the gate.
+    encoder_precision: of vision encoder and aligner for the CPU. calibration: folder of photos whose values set the
+    ranges of int8; None takes the gate's.
     devices: of TensorRT-RTX engines, "portable" or compute capabilities; TensorRT builds for the GPU at hand.
     engine_precision: weights of the engines of both. batches: smallest, optimised-for and largest of their profile.
     photos: folder with 100 photos or more for the gate; None edits `examples`. examples: photos with golden scores.
@@ -29,6 +32,8 @@ class ExportOptions:
 
     targets: tuple[str, ...] = ("cpu",)
     llm_precision: str = "auto"
+    encoder_precision: Precision = "fp32"
+    calibration: Path | None = None
     devices: tuple[str, ...] = (PORTABLE,)
     engine_precision: Precision = "fp16"
     batches: Batches = BATCHES
@@ -43,19 +48,40 @@ class ExportOptions:
             raise ExportError(f"no export target {', '.join(sorted(unknown))}; choose from {', '.join(TARGETS)}")
         if self.llm_precision not in ("auto", *PRECISIONS):
             raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(PRECISIONS)}")
+        if self.encoder_precision not in ENCODER_PRECISIONS:
+            choices = ", ".join(ENCODER_PRECISIONS)
+            raise ExportError(f"no encoder precision {self.encoder_precision!r}; choose from {choices}")
         if self.engine_precision not in ENGINE_PRECISIONS:
             choices = ", ".join(ENGINE_PRECISIONS)
             raise ExportError(f"no engine precision {self.engine_precision!r}; choose from {choices}")
+        if self.encoder_precision == "int8" and "cuda" in self.targets:
+            raise ExportError(
+                "target cuda runs the CPU's vision encoder, and CUDA gains nothing from int8; export it apart"
+            )
+        if self.calibration and not self._rounds:
+            raise ExportError(
+                "calibration photos serve int8 alone; add --encoder-precision int8 or --engine-precision int8"
+            )
         check_batches(self.batches)
         for device in self.devices:
             check_device(device)
 
+    @property
+    def _has_engines(self) -> bool:
+        return bool({"tensorrt", "tensorrt-rtx"} & set(self.targets))
+
+    @property
+    def _rounds(self) -> bool:
+        return self.encoder_precision == "int8" or (self._has_engines and self.engine_precision == "int8")
+
     def recorded(self) -> dict[str, str]:
         """The options as provenance: everything that shapes the bundle, no path of this machine."""
-        engines = bool({"tensorrt", "tensorrt-rtx"} & set(self.targets))
+        engines = self._has_engines
         return {
             "targets": " ".join(target for target in self.targets if target not in PACK_TARGETS),
             "llm_precision": self.llm_precision,
+            "encoder_precision": self.encoder_precision,
+            "calibration": ("a folder" if self.calibration else "photos of the gate") if self._rounds else "",
             "devices": " ".join(self.devices) if "tensorrt-rtx" in self.targets else "",
             "engine_precision": self.engine_precision if engines else "",
             "engine_batches": " ".join(map(str, self.batches)) if engines else "",

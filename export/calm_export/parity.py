@@ -14,7 +14,7 @@ from PIL import Image
 
 from calm_export.figures import cosine_per_photo, srcc
 from calm_runtime.aligner import Aligner
-from calm_runtime.bundle import ParityRow
+from calm_runtime.bundle import ParityRow, Precision
 from calm_runtime.errors import ExportError
 from calm_runtime.llm import LanguageModel
 from calm_runtime.onnx_session import OnnxSession
@@ -100,6 +100,26 @@ def onnx_scores(
         for embeds in image_embeds
     ]
     return scores_of(np.stack(rows))
+
+
+def torch_scores(
+    model: CalmForConditionalGeneration, image_embeds: Array, prompt: Prompt, text: TextTokenizer
+) -> npt.NDArray[np.float64]:
+    """Scores of image_embeds [P, T, D] by the torch LLM: what the graphs before it cost, the LLM's own rounding aside."""
+    before, after = split_prompt(prompt, text)
+    logits: list[Array] = []
+    with torch.inference_mode():
+        for start in range(0, len(image_embeds), _BATCH):
+            batch = torch.from_numpy(image_embeds[start : start + _BATCH])
+            ids = [torch.tensor([side]).expand(len(batch), -1) for side in (before, after)]
+            read = model.llm(inputs_embeds=model.prompt_embeds(batch, *ids)).logits[:, -1]
+            logits.append(read[:, model.config.score_token_ids].numpy())
+    return scores_of(np.concatenate(logits))
+
+
+def coarser(left: Precision, right: Precision) -> Precision:
+    """Of two precisions in one chain the one whose gate for scores is the wider."""
+    return max(left, right, key=lambda precision: MAX_SCORE_DIFFERENCE[precision])
 
 
 def scores_of(logits: Array) -> npt.NDArray[np.float64]:

@@ -1,0 +1,117 @@
+"""Vision encoder and aligner of a bundle: graphs for the CPU and engines, gated before they enter it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import torch
+from onnx import ModelProto
+
+from calm_export import parity
+from calm_export.aligner import export_aligner
+from calm_export.calibrate import CPU_SCHEME, ENGINE_SCHEME, Scheme, calibration_pixels
+from calm_export.engines import STAGES, Sources, source_features, source_graphs, write_sources
+from calm_export.graph import write_graph
+from calm_export.sensitivity import QUANTISATION, encode_report, quantise
+from calm_export.tensorrt import BUILDERS, build_devices, build_engine
+from calm_export.vision import export_vision
+from calm_export.work import Work, engine_targets, tool_version
+from calm_runtime.bundle import ParityRow, Precision, Stage
+
+ENGINE_PHOTOS = 16  # float16 on a CPU is emulated and slow: enough photos to see an overflow
+
+
+def export_eyes(
+    work: Work, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]
+) -> dict[str, parity.Array]:
+    """Vision encoder and aligner for the CPU. Returns the features they see in the gate's photos."""
+    precision, folder = work.options.encoder_precision, work.folder
+    protos: dict[Stage, ModelProto] = {
+        "vision_encoder": export_vision(work.model),
+        "aligner": export_aligner(work.model),
+    }
+    sources: Sources = {stage: folder / f"{stage}.onnx" for stage in STAGES}
+    tool = f"torch {torch.__version__.partition('+')[0]}"
+    if precision == "int8":
+        tool += f", onnxruntime {tool_version('onnxruntime')}"
+        photos = calibration_pixels(work.options.calibration, work.info.photo, pixels)
+        work.rows += _quantise(work, "onnx", protos, sources, CPU_SCHEME, photos, (pixels, reference), progress)
+    else:
+        for stage, path in sources.items():
+            write_graph(protos[stage], path)
+    features = parity.onnx_features(sources["vision_encoder"], sources["aligner"], pixels)
+    if precision != "int8":
+        work.gate(parity.feature_rows(reference, features, precision), "the export of vision encoder and aligner")
+    for stage, path in sources.items():
+        work.add_onnx(stage, path.name, precision, tool)
+    return features
+
+
+def _quantise(
+    work: Work,
+    what: str,
+    protos: dict[Stage, ModelProto],
+    sources: Sources,
+    scheme: Scheme,
+    photos: parity.Array,
+    judges: tuple[parity.Array, parity.Seen],
+    progress: Callable[[str], None],
+) -> tuple[ParityRow, ...]:
+    """Write int8 graphs that pass the gate of int8. Returns its rows; the groups go into the bundle's report.
+
+    photos: pixel_values [P, 3, S, S] to calibrate on. judges: those of the gate, and what PyTorch sees in them.
+    """
+    pixels, reference = judges
+    prompt = work.info.prompts["score"]
+
+    def judge(features: dict[str, parity.Array]) -> list[ParityRow]:
+        scores = parity.torch_scores(work.model, features["image_embeds"], prompt, work.text)
+        read = parity.score_rows(reference, scores, "int8")[
+            : 2 if len(scores) > ENGINE_PHOTOS else 1
+        ]  # few have no ranks
+        return [
+            *parity.feature_rows(reference, features, "int8"),
+            *(msgspec.structs.replace(row, stage="aligner", metric=f"{row.metric}, LLM in float32") for row in read),
+        ]
+
+    scratch = work.scratch / what
+    work.quantised[what] = quantise(protos, photos, (pixels, judge), sources, scratch, scheme, progress)
+    (work.folder / QUANTISATION).write_bytes(encode_report(work.quantised))
+    return work.quantised[what].rows
+
+
+def export_engines(work: Work, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]) -> None:
+    """Engines of vision encoder and aligner, from ONNX of their own whose weights carry the precision."""
+    precision = work.options.engine_precision
+    seen = parity.Seen({k: v[:ENGINE_PHOTOS] for k, v in reference.features.items()}, reference.scores[:ENGINE_PHOTOS])
+    few = pixels[:ENGINE_PHOTOS], seen
+    if precision == "int8":
+        protos = source_graphs(work.model, "fp16")
+        sources = {stage: work.scratch / f"int8-{stage}.onnx" for stage in STAGES}
+        photos = calibration_pixels(work.options.calibration, work.info.photo, pixels)
+        rows = _quantise(work, "engines", protos, sources, ENGINE_SCHEME, photos, few, progress)
+        work.rows += [msgspec.structs.replace(row, metric=f"int8 engine source: {row.metric}") for row in rows]
+    else:
+        sources = _checked_sources(work, precision, *few, progress)
+    for target in engine_targets(work.options):
+        for device in build_devices(target, work.options.devices):
+            for stage in STAGES:
+                progress(f"building the {BUILDERS[target].title} engine of {stage} for {device}")
+                graph, evidence = build_engine(
+                    target, stage, sources[stage], work.folder, device, precision, work.options.batches
+                )
+                work.graphs.append(graph)
+                work.engines.append(evidence)
+
+
+def _checked_sources(
+    work: Work, precision: Precision, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]
+) -> Sources:
+    sources = write_sources(work.model, precision, work.scratch)
+    progress(f"checking the {precision} graphs the engines are built from")
+    features = source_features(work.model, precision, sources, pixels)
+    rows = parity.feature_rows(reference, features, precision)
+    rows = [msgspec.structs.replace(row, metric=f"{precision} engine source: {row.metric}") for row in rows]
+    work.gate(rows, f"the {precision} graph for engines")
+    return sources

@@ -1,0 +1,186 @@
+"""Promises of int8: smaller graphs that pass their gate, ranges from real photos, sensitive products left in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import ModelProto, numpy_helper
+from tiny_models import make_config, make_photos
+
+from calm_export import parity
+from calm_export.calibrate import (
+    CPU_SCHEME,
+    ENGINE_SCHEME,
+    MIN_CALIBRATION_PHOTOS,
+    Calibrated,
+    calibrate,
+    calibration_pixels,
+    evenly,
+)
+from calm_export.cli import export
+from calm_export.engines import STAGES, Sources, source_graphs
+from calm_export.options import ExportOptions
+from calm_export.sensitivity import Quantised, quantise
+from calm_runtime.bundle import ParityRow, Stage
+from calm_runtime.errors import ExportError
+from calm_runtime.photo import PhotoSpec
+from calm_train.model import CalmForConditionalGeneration
+
+SPEC = PhotoSpec(size=48)
+PHOTOS = 9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("calibration"), PHOTOS)
+
+
+@pytest.fixture(scope="module")
+def pixels(folder: Path) -> parity.Array:
+    return calibration_pixels(folder, SPEC, np.empty((0, 3, 48, 48), np.float32))
+
+
+@pytest.fixture(scope="module")
+def traced() -> dict[Stage, bytes]:
+    torch.manual_seed(0)
+    model = CalmForConditionalGeneration(make_config()).eval()
+    model.aligner.cues.features.normal_()
+    return {stage: proto.SerializeToString() for stage, proto in source_graphs(model, "fp32").items()}
+
+
+@pytest.fixture
+def graphs(traced: dict[Stage, bytes]) -> dict[Stage, ModelProto]:
+    return {stage: onnx.load_from_string(raw) for stage, raw in traced.items()}
+
+
+def vision(
+    graphs: dict[Stage, ModelProto], pixels: parity.Array, path: Path, scheme: object = CPU_SCHEME
+) -> Calibrated:
+    return calibrate(graphs["vision_encoder"], [{"pixel_values": row[None]} for row in pixels], path, scheme)  # type: ignore[arg-type]
+
+
+def quantised(
+    graphs: dict[Stage, ModelProto],
+    pixels: parity.Array,
+    folder: Path,
+    judge: Callable[[dict[str, parity.Array]], list[ParityRow]],
+) -> tuple[Sources, Quantised]:
+    sources: Sources = {stage: folder / f"{stage}.onnx" for stage in STAGES}
+    return sources, quantise(graphs, pixels, (pixels, judge), sources, folder / "scratch", CPU_SCHEME)
+
+
+def activation_scales(path: Path) -> dict[str, float]:
+    """Tensor name -> its scale, of every activation that is rounded."""
+    graph = onnx.load(path).graph
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    return {n.input[0]: float(values[n.input[1]]) for n in graph.node if n.op_type == "QuantizeLinear"}
+
+
+def test_int8_is_smaller_passes_its_gate_and_the_same_photos_give_the_same_bytes(
+    graphs: dict[Stage, ModelProto], traced: dict[Stage, bytes], pixels: parity.Array, tmp_path: Path
+) -> None:
+    first = [vision(graphs, pixels, tmp_path / name) for name in ("a.onnx", "b.onnx")]
+    paths = [part.quantise(part.groups, tmp_path / f"{i}.onnx") for i, part in enumerate(first)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert paths[0].stat().st_size < first[0].graph.stat().st_size / 2
+    onnx.checker.check_model(onnx.load(paths[0]), full_check=True)
+
+    def judge(features: dict[str, parity.Array]) -> list[ParityRow]:
+        return parity.feature_rows(reference, features, "int8")
+
+    part = first[0].graph
+    aligner = tmp_path / "aligner.onnx"
+    aligner.write_bytes(traced["aligner"])
+    reference = parity.Seen(parity.onnx_features(part, aligner, pixels), np.empty(0))
+    again = {stage: onnx.load_from_string(raw) for stage, raw in traced.items()}
+    sources, found = quantised(again, pixels, tmp_path / "both", judge)
+    assert all(row.passed for row in found.rows)
+    assert {row.decision for row in found.groups} == {"int8"}
+    assert found.groups[0].cosine == min(row.cosine for row in found.groups)
+    assert sources["aligner"].stat().st_size < aligner.stat().st_size
+
+
+def test_the_most_sensitive_groups_stay_float_as_far_as_the_gate_asks(
+    graphs: dict[Stage, ModelProto], pixels: parity.Array, tmp_path: Path
+) -> None:
+    tried: list[int] = []
+
+    def judge(features: dict[str, parity.Array]) -> list[ParityRow]:
+        sources = [tmp_path / f"{stage}.onnx" for stage in STAGES]
+        rounded = sum(n.op_type == "QuantizeLinear" for path in sources for n in onnx.load(path).graph.node)
+        tried.append(rounded)
+        value = 0.9 if len(tried) == 1 else 0.995  # all as int8 misses, whatever is less passes
+        return [ParityRow("aligner", "image_embeds cosine min", value, 0.99, value >= 0.99, len(pixels))]
+
+    _, found = quantised(graphs, pixels, tmp_path, judge)
+    assert tried[0] > tried[-1]
+    assert [row.decision for row in found.groups] == ["float"] + ["int8"] * (len(found.groups) - 1)
+    kept = found.groups[0]
+    assert kept.cosine == min(row.cosine for row in found.groups)
+    assert "image_embeds cosine min is 0.90000, the gate is 0.99" in kept.reason
+
+
+def test_a_gate_that_no_int8_graph_passes_is_told(
+    graphs: dict[Stage, ModelProto], pixels: parity.Array, tmp_path: Path
+) -> None:
+    never = [ParityRow("aligner", "image_embeds cosine min", 0.5, 0.99, False, 9)]
+    with pytest.raises(ExportError, match=r"whatever stays float: .* is 0\.50000.*; take fp32"):
+        quantised(graphs, pixels, tmp_path, lambda features: never)
+
+
+def test_ranges_come_from_the_photos_and_engines_get_symmetric_ones(
+    graphs: dict[Stage, ModelProto], traced: dict[Stage, bytes], pixels: parity.Array, tmp_path: Path
+) -> None:
+    bright = vision(graphs, pixels, tmp_path / "bright.onnx")
+    dim = calibrate(
+        onnx.load_from_string(traced["vision_encoder"]),
+        [{"pixel_values": row[None] / 4} for row in pixels],
+        tmp_path / "dim.onnx",
+        ENGINE_SCHEME,
+    )
+    scales = [activation_scales(p.quantise(p.groups, tmp_path / f"q{i}.onnx")) for i, p in enumerate((bright, dim))]
+    assert scales[0].keys() == scales[1].keys()
+    largest = float(np.abs(pixels / 4).max())
+    assert scales[1]["pixel_values"] == pytest.approx(largest / 127, rel=0.01)
+    assert scales[0]["pixel_values"] == pytest.approx(float(pixels.max() - pixels.min()) / 255, rel=0.01)
+    weights = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q1.onnx").graph.initializer}
+    zeros = [value for name, value in weights.items() if name.endswith("zero_point")]
+    assert zeros
+    assert all(value.dtype == np.int8 and not value.any() for value in zeros)
+
+
+def test_wrong_input_is_refused_with_the_remedy(
+    graphs: dict[Stage, ModelProto], pixels: parity.Array, folder: Path, tmp_path: Path
+) -> None:
+    few = make_photos(tmp_path / "few", 2)
+    (few / "broken.jpg").write_bytes(b"no photo")
+    with pytest.raises(ExportError, match=f"2 readable photos, calibration needs {MIN_CALIBRATION_PHOTOS} or more"):
+        calibration_pixels(few, SPEC, pixels)
+    with pytest.raises(ExportError, match="--calibration"):
+        vision(graphs, pixels[:0], tmp_path / "v.onnx")
+    with pytest.raises(ExportError, match="not finite"):
+        vision(graphs, np.full_like(pixels[:1], np.nan), tmp_path / "v.onnx")
+    part = vision(graphs, pixels[:1], tmp_path / "v.onnx")
+    with pytest.raises(ExportError, match="no int8 group nonsense"):
+        part.quantise(["nonsense"], tmp_path / "q.onnx")
+    with pytest.raises(ExportError, match="no int8 group was named"):
+        part.quantise([], tmp_path / "q.onnx")
+    with pytest.raises(ExportError, match="choose from fp32, int8"):
+        ExportOptions(encoder_precision="int4")
+    with pytest.raises(ExportError, match="CUDA gains nothing"):
+        ExportOptions(targets=("cpu", "cuda"), encoder_precision="int8")
+    with pytest.raises(ExportError, match="add --encoder-precision int8"):
+        ExportOptions(calibration=folder)
+
+
+def test_photos_of_calibration_are_spread_over_the_folder(pixels: parity.Array) -> None:
+    assert len(pixels) == PHOTOS
+    assert evenly(100, 4) == [0, 25, 50, 75]
+    assert evenly(3, 8) == [0, 1, 2]
+    assert "--calibration" in CliRunner().invoke(export, ["--help"]).output
