@@ -1,0 +1,189 @@
+"""What the speed benchmark runs: each size's checkpoint, its graphs, and every form of its LLM, in a work folder."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from calm_runtime.bundle import LlmSpec
+
+SIZES = ("nano", "edge")
+NANO = Path(__file__).parents[1] / "models" / "calm-nano"
+EYES = ("fp32", "int8-dynamic")
+GGUF = "llm.gguf"
+SHAPE = "shape.json"
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What an engine must know of a model beside its weights. before, after: the score prompt around the photo."""
+
+    name: str
+    parameters: int
+    photo_size: int
+    image_tokens: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    score_token_ids: tuple[int, ...]
+    llm: LlmSpec
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens the LLM reads to score one photo."""
+        return len(self.before) + self.image_tokens + len(self.after)
+
+
+class LlmForm(msgspec.Struct, frozen=True):
+    """One way to write the decoder: weights, what shares a scale, and whether the last layer runs for all tokens."""
+
+    precision: str  # of `export_llm`, or of `DYNAMIC`
+    block: int = 32
+    last_token: bool = False
+
+
+DYNAMIC: dict[str, dict[str, Any]] = {
+    "u8s8": {"reduce_range": False},
+    "u8s7": {"reduce_range": True},
+    "u8u8": {"weights": "QUInt8"},
+}
+LLM_FORMS: dict[str, LlmForm] = {
+    "fp32": LlmForm("fp32"),
+    "int4": LlmForm("int4"),
+    "int4-128": LlmForm("int4", 128),
+    "int8": LlmForm("int8"),
+    "int8-128": LlmForm("int8", 128),
+    "u8s8": LlmForm("u8s8"),
+    "u8s7": LlmForm("u8s7"),
+    "u8u8": LlmForm("u8u8"),
+    "int4-last": LlmForm("int4", last_token=True),
+    "int4-128-last": LlmForm("int4", 128, last_token=True),
+    "u8s7-last": LlmForm("u8s7", last_token=True),
+}
+
+
+def read_shape(folder: Path) -> Shape:
+    """The shape of a prepared size."""
+    return msgspec.json.decode((folder / SHAPE).read_bytes(), type=Shape)
+
+
+def checkpoint_of(size: str, folder: Path) -> Path:
+    """The checkpoint behind a size's graphs."""
+    return NANO if size == "nano" else folder / "checkpoint"
+
+
+def prepare(size: str, folder: Path, llms: set[str], eyes: set[str], gguf: bool, say: Callable[[str], None]) -> None:
+    """Write what is not there yet: graphs of the eyes, and each form of the LLM. Safe to stop and start again."""
+    from calm_export.llm import export_embed_tokens, write_llm_source
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if size == "edge" and not (folder / SHAPE).is_file():
+        say("edge: random weights after the recipe")
+        _write_edge(folder / "checkpoint")
+    source = folder / "source"
+    if not (folder / SHAPE).is_file():
+        say(f"{size}: vision encoder and aligner")
+        import torch
+
+        from calm_train.checkpoint import load_checkpoint
+
+        model, tokenizer, info = load_checkpoint(checkpoint_of(size, folder))
+        write_llm_source(model, tokenizer, source)
+        export_embed_tokens(model, folder / "embed_tokens.safetensors", torch.float16)
+        _write_eyes(model, folder / "eyes-fp32")
+        (folder / SHAPE).write_bytes(msgspec.json.encode(_shape_of(model, tokenizer, info)))
+    for name in sorted(eyes - {"fp32"}):
+        if not (folder / f"eyes-{name}").is_dir():
+            say(f"{size}: vision encoder and aligner as {name}")
+            _whole(folder / f"eyes-{name}", lambda place: _quantise_eyes(folder / "eyes-fp32", place))
+    for name in sorted(llms, key=list(LLM_FORMS).index):
+        if not (folder / f"llm-{name}").is_dir():
+            say(f"{size}: LLM as {name}")
+            from speed_forms import write_form
+
+            _whole(folder / f"llm-{name}", lambda place, form=LLM_FORMS[name]: write_form(source, form, place))
+    if gguf and not (folder / GGUF).is_file():
+        from speed_gguf import write_gguf
+
+        say(f"{size}: LLM as GGUF, Q4_0")
+        write_gguf(source, folder / GGUF)
+
+
+def _whole(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let a folder appear only when it is complete."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write(part)
+    part.rename(folder)
+
+
+def _write_edge(folder: Path) -> None:
+    """The recipe `edge` with random weights; calm-nano's tokenizer stands in for the LLM's, which has to be fetched."""
+    import torch
+
+    from calm_train.build import describe_config
+    from calm_train.checkpoint import load_checkpoint, save_checkpoint
+    from calm_train.model import CalmForConditionalGeneration
+    from calm_train.recipe import load_recipe
+
+    nano, tokenizer, info = load_checkpoint(NANO)
+    config = describe_config(load_recipe("edge"))
+    config.score_token_ids = nano.config.score_token_ids
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config.text_config, key, getattr(nano.config.text_config, key))
+    torch.manual_seed(0)
+    model = CalmForConditionalGeneration(config).eval()
+    described = msgspec.structs.replace(info.model, name="calm-edge", data_note="random weights")
+    photo = msgspec.structs.replace(info.photo, size=config.vision_config.image_size)
+    save_checkpoint(folder, model, tokenizer, msgspec.structs.replace(info, model=described, photo=photo))
+
+
+def _write_eyes(model: Any, folder: Path) -> None:
+    from calm_export.aligner import export_aligner
+    from calm_export.graph import write_graph
+    from calm_export.vision import export_vision
+
+    write_graph(export_vision(model), folder / "vision_encoder.onnx")
+    write_graph(export_aligner(model), folder / "aligner.onnx")
+
+
+def _quantise_eyes(source: Path, folder: Path) -> None:
+    from speed_forms import quantise
+
+    for name in ("vision_encoder.onnx", "aligner.onnx"):
+        quantise(source / name, folder / name, reduce_range=True)
+
+
+def _shape_of(model: Any, tokenizer: Any, info: Any) -> Shape:
+    from calm_export.llm import llm_spec
+    from calm_runtime.prompt import PROMPTS, split_prompt
+    from calm_train.data import PromptEncoder
+
+    config = model.config
+    before, after = split_prompt(PROMPTS["score"], PromptEncoder(tokenizer, config.text_config))
+    return Shape(
+        name=f"{info.model.name} {info.model.version}" if info.model.data_note != "random weights" else "recipe edge",
+        parameters=sum(p.numel() for p in model.parameters()),
+        photo_size=config.vision_config.image_size,
+        image_tokens=config.image_tokens,
+        before=tuple(before),
+        after=tuple(after),
+        score_token_ids=tuple(config.score_token_ids),
+        llm=llm_spec(config.text_config),
+    )
+
+
+if __name__ == "__main__":
+    wanted, where, *names = sys.argv[1:]
+    prepare(
+        wanted,
+        Path(where),
+        {n for n in names if n in LLM_FORMS},
+        {n.removeprefix("eyes-") for n in names if n.startswith("eyes-")},
+        "gguf" in names,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
