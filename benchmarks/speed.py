@@ -27,21 +27,10 @@ from typing import Any
 
 import click
 from speed_models import EYES, LLM_FORMS, SIZES
-from speed_page import render
+from speed_page import TITLES, render
 
 HERE = Path(__file__).parent
-OURS = "calm:fp32:int4"  # what `calm export` writes for the CPU by default
-MAIN = (
-    OURS,
-    "calm:int8-dynamic:u8s7",
-    "eager-fp32",
-    "eager-bf16",
-    "compile-fp32",
-    "compile-bf16",
-    "openvino:fp32:int4",
-    "openvino:fp32:int4-128",
-    "llama.cpp",
-)
+MAIN = tuple(TITLES)
 REMEDIES = (*(f"calm:fp32:{form}" for form in LLM_FORMS), "calm:int8-dynamic:int4")
 NEEDS = {"openvino": ("openvino",), "llama.cpp": ("llama_cpp", "gguf")}
 PACKAGES = ("torch", "onnxruntime", "openvino", "llama-cpp-python")

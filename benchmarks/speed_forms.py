@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from speed_models import DYNAMIC, LlmForm
 
 from calm_export import llm
+from calm_export.dynamic import dynamic_int8
 from calm_export.graph import write_graph
 
 LAST = "calm/last_position"
@@ -30,28 +30,9 @@ def write_form(source: Path, form: LlmForm, folder: Path) -> None:
                 file.unlink()
             write_graph(last_token_only(proto), built)
         if form.precision in DYNAMIC:
-            quantise(built, path, **DYNAMIC[form.precision])
+            write_graph(dynamic_int8(built, **DYNAMIC[form.precision]), path)
         else:
             write_graph(onnx.load(built), path)
-
-
-def quantise(source: Path, path: Path, reduce_range: bool = False, weights: str = "QInt8") -> None:
-    """ONNX Runtime's dynamic quantisation of the products with constant weights, one scale per output channel.
-
-    reduce_range: weights of 7 bits, so that the 16-bit sums of processors without VNNI cannot overflow.
-    """
-    with tempfile.TemporaryDirectory(prefix="calm-int8-") as scratch:
-        written = Path(scratch) / "model.onnx"
-        quantize_dynamic(
-            source,
-            written,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=reduce_range,
-            weight_type=QuantType[weights],
-            use_external_data_format=source.with_name(source.name + ".data").is_file(),
-        )
-        write_graph(onnx.load(written), path)
 
 
 def last_token_only(proto: onnx.ModelProto) -> onnx.ModelProto:

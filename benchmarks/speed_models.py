@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
-from calm_runtime.bundle import LlmSpec
+from calm_runtime.bundle import DEFAULT_BUNDLE, LlmSpec
 
 SIZES = ("nano", "edge")
 NANO = Path(__file__).parents[1] / "models" / "calm-nano"
 EYES = ("fp32", "int8-dynamic")
 GGUF = "llm.gguf"
 SHAPE = "shape.json"
+EMBED = "embed_tokens.safetensors"
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -45,10 +46,10 @@ class LlmForm(msgspec.Struct, frozen=True):
     last_token: bool = False
 
 
-DYNAMIC: dict[str, dict[str, Any]] = {
+DYNAMIC: dict[str, dict[str, bool]] = {
     "u8s8": {"reduce_range": False},
     "u8s7": {"reduce_range": True},
-    "u8u8": {"weights": "QUInt8"},
+    "u8u8": {"reduce_range": False, "signed": False},
 }
 LLM_FORMS: dict[str, LlmForm] = {
     "fp32": LlmForm("fp32"),
@@ -77,25 +78,10 @@ def checkpoint_of(size: str, folder: Path) -> Path:
 
 def prepare(size: str, folder: Path, llms: set[str], eyes: set[str], gguf: bool, say: Callable[[str], None]) -> None:
     """Write what is not there yet: graphs of the eyes, and each form of the LLM. Safe to stop and start again."""
-    from calm_export.llm import export_embed_tokens, write_llm_source
-
     folder.mkdir(parents=True, exist_ok=True)
-    if size == "edge" and not (folder / SHAPE).is_file():
-        say("edge: random weights after the recipe")
-        _write_edge(folder / "checkpoint")
-    source = folder / "source"
     if not (folder / SHAPE).is_file():
-        say(f"{size}: vision encoder and aligner")
-        import torch
-
-        from calm_train.checkpoint import load_checkpoint
-
-        model, tokenizer, info = load_checkpoint(checkpoint_of(size, folder))
-        write_llm_source(model, tokenizer, source)
-        export_embed_tokens(model, folder / "embed_tokens.safetensors", torch.float16)
-        _write_eyes(model, folder / "eyes-fp32")
-        (folder / SHAPE).write_bytes(msgspec.json.encode(_shape_of(model, tokenizer, info)))
-    for name in sorted(eyes - {"fp32"}):
+        _start(size, folder, say)
+    for name in sorted(eyes):
         if not (folder / f"eyes-{name}").is_dir():
             say(f"{size}: vision encoder and aligner as {name}")
             _whole(folder / f"eyes-{name}", lambda place: _quantise_eyes(folder / "eyes-fp32", place))
@@ -104,12 +90,40 @@ def prepare(size: str, folder: Path, llms: set[str], eyes: set[str], gguf: bool,
             say(f"{size}: LLM as {name}")
             from speed_forms import write_form
 
-            _whole(folder / f"llm-{name}", lambda place, form=LLM_FORMS[name]: write_form(source, form, place))
+            _whole(
+                folder / f"llm-{name}", lambda place, form=LLM_FORMS[name]: write_form(folder / "source", form, place)
+            )
     if gguf and not (folder / GGUF).is_file():
         from speed_gguf import write_gguf
 
         say(f"{size}: LLM as GGUF, Q4_0")
-        write_gguf(source, folder / GGUF)
+        write_gguf(folder / "source", folder / GGUF)
+
+
+def _start(size: str, folder: Path, say: Callable[[str], None]) -> None:
+    """Checkpoint, source of the LLM, graphs of the eyes. nano's graphs are those of the bundle inside the package."""
+    import torch
+
+    from calm_export.llm import export_embed_tokens, write_llm_source
+    from calm_train.checkpoint import load_checkpoint
+
+    if size == "edge":
+        say("edge: random weights after the recipe")
+        _write_edge(folder / "checkpoint")
+    say(f"{size}: checkpoint, vision encoder and aligner")
+    model, tokenizer, info = load_checkpoint(checkpoint_of(size, folder))
+    write_llm_source(model, tokenizer, folder / "source")
+    if size == "nano":
+        eyes, llm = folder / "eyes-fp32", folder / "llm-int4"
+        for place, names in ((eyes, ("vision_encoder.onnx", "aligner.onnx")), (llm, ("llm/model.onnx",))):
+            place.mkdir(exist_ok=True)
+            for name in names:
+                shutil.copyfile(DEFAULT_BUNDLE / name, place / Path(name).name)
+        shutil.copyfile(DEFAULT_BUNDLE / EMBED, folder / EMBED)
+    else:
+        export_embed_tokens(model, folder / EMBED, torch.float16)
+        _write_eyes(model, folder / "eyes-fp32")
+    (folder / SHAPE).write_bytes(msgspec.json.encode(_shape_of(model, tokenizer, info)))
 
 
 def _whole(folder: Path, write: Callable[[Path], object]) -> None:
@@ -152,10 +166,11 @@ def _write_eyes(model: Any, folder: Path) -> None:
 
 
 def _quantise_eyes(source: Path, folder: Path) -> None:
-    from speed_forms import quantise
+    from calm_export.dynamic import dynamic_int8
+    from calm_export.graph import write_graph
 
     for name in ("vision_encoder.onnx", "aligner.onnx"):
-        quantise(source / name, folder / name, reduce_range=True)
+        write_graph(dynamic_int8(source / name), folder / name)
 
 
 def _shape_of(model: Any, tokenizer: Any, info: Any) -> Shape:
