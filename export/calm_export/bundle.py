@@ -22,7 +22,15 @@ from calm_export import parity
 from calm_export.aligner import export_aligner
 from calm_export.engines import source_features, write_sources
 from calm_export.graph import write_graph
-from calm_export.llm import PRECISIONS, LlmPrecision, export_embed_tokens, export_llm, llm_spec, write_llm_source
+from calm_export.llm import (
+    CHOICES,
+    PRECISIONS,
+    LlmPrecision,
+    export_embed_tokens,
+    export_llm,
+    llm_spec,
+    write_llm_source,
+)
 from calm_export.options import ExportOptions
 from calm_export.packs import staged_packs, write_pack
 from calm_export.photos import parity_photos
@@ -162,7 +170,7 @@ def _export_llm(
     When none passes and drift is allowed, the most exact one stays.
     """
     asked = work.options.llm_precision
-    choices: Sequence[LlmPrecision] = PRECISIONS if asked == "auto" else [p for p in PRECISIONS if p == asked]
+    choices: Sequence[LlmPrecision] = PRECISIONS if asked == "auto" else [p for p in CHOICES if p == asked]
     misses = []
     for precision in choices:
         progress(f"building the LLM as {precision}")

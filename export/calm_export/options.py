@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from calm_export.llm import PRECISIONS
+from calm_export.llm import CHOICES
 from calm_export.packs import PACK_TARGETS
 from calm_export.tensorrt import BATCHES, Batches, check_batches, check_device
 from calm_export.tensorrt_build import PORTABLE
@@ -20,7 +20,7 @@ ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 class ExportOptions:
     """What to build. The graphs for the CPU are always part of a bundle: every engine falls back to them.
 
-    llm_precision: "auto" takes the smallest that passes the gate.
+    llm_precision: "auto" takes the smallest of int4, int8 and fp32 that passes the gate.
     devices: of TensorRT-RTX engines, "portable" or compute capabilities; TensorRT builds for the GPU at hand.
     engine_precision: weights of the engines of both. batches: smallest, optimised-for and largest of their profile.
     photos: folder with 100 photos or more for the gate; None edits `examples`. examples: photos with golden scores.
@@ -41,8 +41,8 @@ class ExportOptions:
         unknown = set(self.targets) - set(TARGETS)
         if unknown:
             raise ExportError(f"no export target {', '.join(sorted(unknown))}; choose from {', '.join(TARGETS)}")
-        if self.llm_precision not in ("auto", *PRECISIONS):
-            raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(PRECISIONS)}")
+        if self.llm_precision not in ("auto", *CHOICES):
+            raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(CHOICES)}")
         if self.engine_precision not in ENGINE_PRECISIONS:
             choices = ", ".join(ENGINE_PRECISIONS)
             raise ExportError(f"no engine precision {self.engine_precision!r}; choose from {choices}")
