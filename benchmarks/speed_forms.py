@@ -10,9 +10,9 @@ import onnx
 from onnx import helper, numpy_helper
 from speed_models import DYNAMIC, LlmForm
 
-from calm_export import llm
 from calm_export.dynamic import dynamic_int8
 from calm_export.graph import write_graph
+from calm_export.llm import export_llm
 
 LAST = "calm/last_position"
 
@@ -22,8 +22,8 @@ def write_form(source: Path, form: LlmForm, folder: Path) -> None:
     path = folder / "model.onnx"
     with tempfile.TemporaryDirectory(prefix="calm-form-") as scratch:
         built = Path(scratch) / "model.onnx"
-        llm.BLOCK_SIZE = form.block
-        llm.export_llm(source, "fp32" if form.precision in DYNAMIC else form.precision, built.parent)  # type: ignore[arg-type]
+        precision = "fp32" if form.precision in DYNAMIC else form.precision
+        export_llm(source, precision, built.parent, block=form.block)  # type: ignore[arg-type]
         if form.last_token:
             proto = onnx.load(built)
             for file in built.parent.iterdir():

@@ -47,9 +47,9 @@ class LlmForm(msgspec.Struct, frozen=True):
 
 
 DYNAMIC: dict[str, dict[str, bool]] = {
-    "u8s8": {"reduce_range": False},
-    "u8s7": {"reduce_range": True},
-    "u8u8": {"reduce_range": False, "signed": False},
+    "int8-dynamic": {},
+    "int8-dynamic-full": {"reduce_range": False},
+    "int8-dynamic-unsigned": {"reduce_range": False, "signed": False},
 }
 LLM_FORMS: dict[str, LlmForm] = {
     "fp32": LlmForm("fp32"),
@@ -57,12 +57,12 @@ LLM_FORMS: dict[str, LlmForm] = {
     "int4-128": LlmForm("int4", 128),
     "int8": LlmForm("int8"),
     "int8-128": LlmForm("int8", 128),
-    "u8s8": LlmForm("u8s8"),
-    "u8s7": LlmForm("u8s7"),
-    "u8u8": LlmForm("u8u8"),
+    "int8-dynamic": LlmForm("int8-dynamic"),
+    "int8-dynamic-full": LlmForm("int8-dynamic-full"),
+    "int8-dynamic-unsigned": LlmForm("int8-dynamic-unsigned"),
     "int4-last": LlmForm("int4", last_token=True),
     "int4-128-last": LlmForm("int4", 128, last_token=True),
-    "u8s7-last": LlmForm("u8s7", last_token=True),
+    "int8-dynamic-last": LlmForm("int8-dynamic", last_token=True),
 }
 
 

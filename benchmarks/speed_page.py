@@ -9,7 +9,8 @@ OURS = "calm:fp32:int4"
 EAGER = "eager-fp32"
 TITLES = {
     OURS: "this runtime, as exported (int4)",
-    "calm:int8-dynamic:u8s7": "this runtime, dynamic int8 throughout",
+    "calm:fp32:int8-dynamic": "this runtime, LLM int8-dynamic",
+    "calm:int8-dynamic:int8-dynamic": "this runtime, dynamic int8 throughout",
     EAGER: "PyTorch eager, fp32",
     "eager-bf16": "PyTorch eager, bf16",
     "compile-fp32": "torch.compile, fp32",
@@ -24,12 +25,12 @@ FORMS = {
     "int4-128": "LLM int4, blocks of 128",
     "int8": "LLM int8, blocks of 32",
     "int8-128": "LLM int8, blocks of 128",
-    "u8s8": "LLM dynamic int8, weights 8 bits signed",
-    "u8s7": "LLM dynamic int8, weights 7 bits",
-    "u8u8": "LLM dynamic int8, weights 8 bits unsigned",
+    "int8-dynamic": "LLM int8-dynamic (weights of 7 bits)",
+    "int8-dynamic-full": "LLM dynamic int8, weights of 8 bits, signed",
+    "int8-dynamic-unsigned": "LLM dynamic int8, weights of 8 bits, unsigned",
     "int4-last": "LLM int4, last layer for the last token",
     "int4-128-last": "LLM int4, blocks of 128, last layer for the last token",
-    "u8s7-last": "LLM dynamic int8, 7 bits, last layer for the last token",
+    "int8-dynamic-last": "LLM int8-dynamic, last layer for the last token",
 }
 Medians = dict[str, dict[str, float]]
 
@@ -97,7 +98,7 @@ def remedy_table(table: Medians, drift: dict[str, Any]) -> list[str]:
     for name in (name for name in table if name.startswith("calm:")):
         _, eyes, llm = name.split(":")
         row, moved = table[name], drift.get(name, {})
-        title = FORMS[llm] + ("" if eyes == "fp32" else "; vision and aligner dynamic int8, 7 bits")
+        title = FORMS[llm] + ("" if eyes == "fp32" else "; vision and aligner int8-dynamic")
         lines.append(
             f"| {title} | {cell(row['prefill_tok_s'])} | {cell(ratio(row['prefill_tok_s'], base.get('prefill_tok_s')), 2)} "
             f"| {cell(row['decode_tok_s'], 1)} | {cell(row['score_ms'], 1)} "

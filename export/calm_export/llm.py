@@ -72,17 +72,20 @@ def write_llm_source(model: CalmForConditionalGeneration, tokenizer: Tokenizer, 
     return folder
 
 
-def export_llm(source: Path, precision: LlmPrecision, folder: Path, provider: Provider = "cpu") -> tuple[Path, ...]:
+def export_llm(
+    source: Path, precision: LlmPrecision, folder: Path, provider: Provider = "cpu", block: int = BLOCK_SIZE
+) -> tuple[Path, ...]:
     """Build the decoder graph of `source` (see `write_llm_source`) into `folder`; returns the files written.
 
     provider: whose kernels the graph is made for; graphs for "cuda" also run on the CPU, slowly.
+    block: weights that share one scale, of int4 and int8.
 
     The builder runs in a process of its own, offline: it reads global state and prints as it pleases.
     Raises ExportError with the end of its log when it fails or does not do what it was asked.
     """
     options = {"exclude_embeds": "true", "prune_lm_head": "true", "hf_token": "false"}
     if precision in _WEIGHT_BITS:
-        options |= {"block_size": str(BLOCK_SIZE), "accuracy_level": str(ACCURACY_LEVEL)}
+        options |= {"block_size": str(block), "accuracy_level": str(ACCURACY_LEVEL)}
     with tempfile.TemporaryDirectory(prefix="calm-llm-") as scratch:
         built = Path(scratch) / "out"
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(source), "-o", str(built)]
