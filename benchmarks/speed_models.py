@@ -56,12 +56,10 @@ LLM_FORMS: dict[str, LlmForm] = {
     "int4": LlmForm("int4"),
     "int4-128": LlmForm("int4", 128),
     "int8": LlmForm("int8"),
-    "int8-128": LlmForm("int8", 128),
     "int8-dynamic": LlmForm("int8-dynamic"),
     "int8-dynamic-full": LlmForm("int8-dynamic-full"),
     "int8-dynamic-unsigned": LlmForm("int8-dynamic-unsigned"),
     "int4-last": LlmForm("int4", last_token=True),
-    "int4-128-last": LlmForm("int4", 128, last_token=True),
     "int8-dynamic-last": LlmForm("int8-dynamic", last_token=True),
 }
 
