@@ -90,6 +90,25 @@ def test_a_quantised_graph_has_the_bits_asked_for_and_stays_close(
     assert np.abs(logits - expected).max() <= tolerance * np.abs(expected).max()
 
 
+def test_dynamic_int8_keeps_the_contract_and_stays_close(tmp_path: Path) -> None:
+    model = model_of("qwen3")
+    decoder = exported(model, tmp_path, "int8-dynamic")
+    graph = onnx.load(tmp_path / "llm" / "model.onnx").graph
+    kinds = {node.op_type for node in graph.node}
+    assert "MatMulInteger" in kinds and not kinds & {"MatMul", "MatMulNBits"}
+    embeds = torch.randn(2, 11, model.config.text_config.hidden_size) * 0.05
+    with torch.inference_mode():
+        expected = model.llm(inputs_embeds=embeds).logits[:, -1].numpy()
+    logits, cache = decoder.prefill(embeds.numpy())
+    assert cache.length == 11
+    assert np.abs(logits - expected).max() <= 0.1 * np.abs(expected).max()
+
+    # One scale serves all activations of a call: reading in two steps rounds otherwise, but not by more
+    _, image = decoder.prefill(embeds[:1, :7].numpy())
+    continued, _ = decoder.prefill(embeds[:1, 7:].numpy(), image)
+    assert np.abs(continued - expected[:1]).max() <= 0.1 * np.abs(expected).max()
+
+
 def test_the_float16_graph_for_cuda_is_right_on_any_device(tmp_path: Path) -> None:
     model = model_of("llama")
     source = write_llm_source(model, make_tokenizer(model.config.text_config.vocab_size), tmp_path / "source")

@@ -17,7 +17,15 @@ import torch
 
 from calm_export import parity
 from calm_export.eyes import export_engines, export_eyes
-from calm_export.llm import PRECISIONS, LlmPrecision, export_embed_tokens, export_llm, llm_spec, write_llm_source
+from calm_export.llm import (
+    CHOICES,
+    PRECISIONS,
+    LlmPrecision,
+    export_embed_tokens,
+    export_llm,
+    llm_spec,
+    write_llm_source,
+)
 from calm_export.options import ExportOptions
 from calm_export.packs import staged_packs, write_pack
 from calm_export.photos import parity_photos
@@ -110,7 +118,7 @@ def _export_llm(
     When none passes and drift is allowed, the most exact one stays.
     """
     asked = work.options.llm_precision
-    choices: Sequence[LlmPrecision] = PRECISIONS if asked == "auto" else [p for p in PRECISIONS if p == asked]
+    choices: Sequence[LlmPrecision] = PRECISIONS if asked == "auto" else [p for p in CHOICES if p == asked]
     misses = []
     for precision in choices:
         progress(f"building the LLM as {precision}")

@@ -16,15 +16,18 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from calm_export.dynamic import dynamic_int8
 from calm_export.graph import write_graph
 from calm_runtime.bundle import LlmSpec
 from calm_runtime.errors import ExportError
 from calm_runtime.llm import EMBED_TOKENS
 from calm_train.model import CalmForConditionalGeneration
 
-LlmPrecision = Literal["int4", "int8", "fp16", "fp32"]
+LlmPrecision = Literal["int4", "int8", "int8-dynamic", "fp16", "fp32"]
 Provider = Literal["cpu", "cuda"]
-PRECISIONS: tuple[LlmPrecision, ...] = ("int4", "int8", "fp32")  # for the CPU, smallest first
+PRECISIONS: tuple[LlmPrecision, ...] = ("int4", "int8", "fp32")  # for the CPU, smallest first: what "auto" tries
+DYNAMIC: LlmPrecision = "int8-dynamic"
+CHOICES: tuple[LlmPrecision, ...] = (*PRECISIONS, DYNAMIC)
 GENAI_CONFIG = "genai_config.json"
 BLOCK_SIZE = 32  # weights that share one scale; coarser blocks are faster and less exact
 ACCURACY_LEVEL = 4  # products in int8: the fast CPU kernels
@@ -69,21 +72,25 @@ def write_llm_source(model: CalmForConditionalGeneration, tokenizer: Tokenizer, 
     return folder
 
 
-def export_llm(source: Path, precision: LlmPrecision, folder: Path, provider: Provider = "cpu") -> tuple[Path, ...]:
+def export_llm(
+    source: Path, precision: LlmPrecision, folder: Path, provider: Provider = "cpu", block: int = BLOCK_SIZE
+) -> tuple[Path, ...]:
     """Build the decoder graph of `source` (see `write_llm_source`) into `folder`; returns the files written.
 
     provider: whose kernels the graph is made for; graphs for "cuda" also run on the CPU, slowly.
+    block: weights that share one scale, of int4 and int8.
 
     The builder runs in a process of its own, offline: it reads global state and prints as it pleases.
     Raises ExportError with the end of its log when it fails or does not do what it was asked.
     """
     options = {"exclude_embeds": "true", "prune_lm_head": "true", "hf_token": "false"}
     if precision in _WEIGHT_BITS:
-        options |= {"block_size": str(BLOCK_SIZE), "accuracy_level": str(ACCURACY_LEVEL)}
+        options |= {"block_size": str(block), "accuracy_level": str(ACCURACY_LEVEL)}
     with tempfile.TemporaryDirectory(prefix="calm-llm-") as scratch:
         built = Path(scratch) / "out"
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(source), "-o", str(built)]
-        command += ["-p", precision, "-e", provider, "-c", str(Path(scratch) / "cache"), "--extra_options"]
+        command += ["-p", "fp32" if precision == DYNAMIC else precision, "-e", provider]
+        command += ["-c", str(Path(scratch) / "cache"), "--extra_options"]
         command += [f"{name}={value}" for name, value in options.items()]
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
         result = subprocess.run(
@@ -94,7 +101,8 @@ def export_llm(source: Path, precision: LlmPrecision, folder: Path, provider: Pr
             raise ExportError(
                 f"onnxruntime-genai cannot build the LLM ({_architecture(source)}) as {precision}:\n{log}"
             )
-        proto = onnx.load(str(built / "model.onnx"))
+        graph = built / "model.onnx"
+        proto = dynamic_int8(graph) if precision == DYNAMIC else onnx.load(str(graph))
         _check(proto, precision, _architecture(source))
         files = write_graph(proto, folder / "model.onnx")
         config = folder / GENAI_CONFIG
@@ -121,6 +129,8 @@ def _check(proto: onnx.ModelProto, precision: LlmPrecision, architecture: str) -
     wanted = {_WEIGHT_BITS[precision]} if precision in _WEIGHT_BITS else set()
     if bits != wanted:
         raise ExportError(f"{architecture} was asked for as {precision}, but has weights of {bits or 'no'} bits")
+    if any(node.op_type == "MatMulInteger" for node in nodes) != (precision == DYNAMIC):
+        raise ExportError(f"{architecture} was asked for as {precision}, but has other products than that")
 
 
 def export_embed_tokens(model: CalmForConditionalGeneration, path: Path, dtype: torch.dtype) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from calm_export.llm import PRECISIONS
+from calm_export.llm import CHOICES
 from calm_export.packs import PACK_TARGETS
 from calm_export.tensorrt import BATCHES, Batches, check_batches, check_device
 from calm_export.tensorrt_build import PORTABLE
@@ -21,7 +21,7 @@ ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8")
 class ExportOptions:
     """What to build. The graphs for the CPU are always part of a bundle: every engine falls back to them.
 
-    llm_precision: "auto" takes the smallest that passes the gate.
+    llm_precision: "auto" takes the smallest of int4, int8 and fp32 that passes the gate.
     encoder_precision: of vision encoder and aligner for the CPU. calibration: folder of photos whose values set the
     ranges of int8; None takes the gate's.
     devices: of TensorRT-RTX engines, "portable" or compute capabilities; TensorRT builds for the GPU at hand.
@@ -46,8 +46,8 @@ class ExportOptions:
         unknown = set(self.targets) - set(TARGETS)
         if unknown:
             raise ExportError(f"no export target {', '.join(sorted(unknown))}; choose from {', '.join(TARGETS)}")
-        if self.llm_precision not in ("auto", *PRECISIONS):
-            raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(PRECISIONS)}")
+        if self.llm_precision not in ("auto", *CHOICES):
+            raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(CHOICES)}")
         if self.encoder_precision not in ENCODER_PRECISIONS:
             choices = ", ".join(ENCODER_PRECISIONS)
             raise ExportError(f"no encoder precision {self.encoder_precision!r}; choose from {choices}")

@@ -24,7 +24,7 @@ from calm_train.checkpoint import TOKENIZER, load_checkpoint
 FLOAT32 = "float32"
 LOGITS, SCORE, TEXT = "prefill logits", "score", "greedy text"
 MIN_SAME_WEIGHTS_COSINE = 0.9999  # rounding to few bits hides small changes of the weights from a float32 reference
-MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.98, "int8": 0.9, "int4": 0.8}
+MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.98, "int8": 0.9, "int8-dynamic": 0.9, "int4": 0.8}
 TEXT_TASK = "comment"
 TEXT_TOKENS = 24
 
@@ -136,7 +136,7 @@ def open_decoders(bundle: Bundle, source: Source, scratch: Path, progress: Calla
     decoders = [Decoder(bundle, graph, text) for graph in (cpu_graph(bundle, "llm"), cuda) if graph]
     for index, decoder in enumerate(decoders):
         precision = decoder.graph.precision
-        if precision == "int4" or precision == "int8":
+        if precision == "int4" or precision == "int8" or precision == "int8-dynamic":
             progress(f"rounding the checkpoint's LLM to {precision}")
             folder = scratch / f"llm-{index}"
             export_llm(write_llm_source(source.model, source.tokenizer, scratch / f"source-{index}"), precision, folder)

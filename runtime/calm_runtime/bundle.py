@@ -26,7 +26,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "models" / "calm-nano"
 
 Stage = Literal["vision_encoder", "aligner", "llm"]
 Target = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "fp8"]
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
