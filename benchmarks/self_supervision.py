@@ -9,7 +9,8 @@ Three arms with the same number of optimiser steps, pairs, seeds and photos, fro
   last tap only       as the first, but all three Q-Formers attend to the encoder's last hidden state
 
 Measured on held-out photos: share of photos that score above their spoiled copies, and accuracy of a linear probe on
-the Q-Formers' outputs for the attribute levels (fitted on views of training photos), balanced over levels. Runs are
+the Q-Formers' outputs for the attribute levels (fitted on views of training photos), balanced over levels. Simulated
+raters are left out: neither figure measures them. Runs are
 kept in --work and not repeated, so a stopped benchmark goes on where it was. Writes self_supervision.json and .md.
 """
 
@@ -66,7 +67,7 @@ def train_arm(arm: str, seed: int, steps: int, pairs: int, pictures: list, langu
 def _train(model, tokenizer, info, settings: StageRecipe, pictures: list, seed: int, number: int) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    stage = Stage(model, settings.weights, settings.frozen)
+    stage = Stage(model, msgspec.structs.replace(settings.weights, personal=0.0), settings.frozen)
     dataset = PairDataset(pictures, info.photo, settings.steps * settings.pairs, 10 * seed + number, mask=settings.mask)
     collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, settings.text_every)
     with tempfile.TemporaryDirectory() as steps:
