@@ -25,7 +25,7 @@ from calm_runtime.score import Score
 LEAST_GAIN = 0.05  # rating points; below, a gain is not worth a user's time
 LEAST_FURTHER_GAIN = 0.1  # of what is added to the tones of a composition
 TOGETHER = (1.0, 0.7)  # shares of what the tones need, the first that gains is taken
-SUPPORT_WEIGHT = 0.35  # rating points that one unit of support is worth in the ranking
+SUPPORT_WEIGHT = 1.0  # rating points that one unit of support is worth in the ranking
 _LEAST_SUPPORT = -3.0  # an edit the measurements speak against is gaming the model, whatever it gains
 _FRAMING_SUPPORT = 0.8
 _BATCH = 16
