@@ -35,6 +35,7 @@ REMEDIES = (*(f"calm:fp32:{form}" for form in LLM_FORMS), "calm:int8-dynamic:int
 NEEDS = {"openvino": ("openvino",), "llama.cpp": ("llama_cpp", "gguf")}
 PACKAGES = ("torch", "onnxruntime", "openvino", "llama-cpp-python")
 PARITY = "parity"
+LONGEST = 1800  # seconds of one process; compiling the larger size takes minutes
 
 
 def kind_of(engine: str) -> str:
@@ -76,7 +77,12 @@ def fresh(script: str, arguments: list[str], threads: int, cache: Path) -> dict[
     own = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
     own |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, str(HERE / script), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | own, check=False)
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | own, check=False, timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {LONGEST} s"}
     lines = result.stdout.strip().splitlines()
     if result.returncode == 0 and lines:
         answer: dict[str, Any] = json.loads(lines[-1])

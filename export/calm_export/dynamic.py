@@ -24,12 +24,20 @@ def dynamic_int8(source: Path, *, reduce_range: bool = True, signed: bool = True
             source,
             written,
             op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=_batched(source),
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             use_external_data_format=source.with_name(source.name + ".data").is_file(),
         )
         return onnx.load(str(written))
+
+
+def _batched(source: Path) -> list[str]:
+    """Products with a stack of constant matrices: the kernel takes one scale per channel of a single matrix only."""
+    graph = onnx.load(str(source), load_external_data=False).graph
+    stacks = {tensor.name for tensor in graph.initializer if len(tensor.dims) != 2}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and stacks.intersection(node.input)]
 
 
 @contextlib.contextmanager
