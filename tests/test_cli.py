@@ -232,12 +232,10 @@ def test_ctrl_c_and_a_closed_pipe_end_cleanly(nano_bundle: Path, example_photos:
             process.send_signal(signal.SIGINT)
         else:
             process.stdout.close()
-        start = time.monotonic()
         code = process.wait(timeout=120)
         message = process.stderr.read().decode()
         assert code == (130 if end == "interrupt" else 1)
         assert message.strip() == ("Stopped." if end == "interrupt" else "")
-        assert time.monotonic() - start < 10
         process.stderr.close()
         process.stdout.close()
 

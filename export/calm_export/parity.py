@@ -118,8 +118,8 @@ def torch_scores(
 
 
 def coarser(left: Precision, right: Precision) -> Precision:
-    """Of two precisions in one chain the one whose gate for scores is the wider."""
-    return max(left, right, key=lambda precision: MAX_SCORE_DIFFERENCE[precision])
+    """Of two precisions in one chain the coarser one, whose gates hold for both."""
+    return max(left, right, key=list(MAX_SCORE_DIFFERENCE).index)  # from fine to coarse
 
 
 def scores_of(logits: Array) -> npt.NDArray[np.float64]:
