@@ -229,10 +229,11 @@ def test_ctrl_c_and_a_closed_pipe_end_cleanly(nano_bundle: Path, example_photos:
         process.stdout.readline()
         if end == "interrupt":
             process.send_signal(signal.SIGINT)
+            process.stdout.read()  # a full pipe would hold the process up
         else:
             process.stdout.close()
-        code = process.wait(timeout=120)
         message = process.stderr.read().decode()
+        code = process.wait(timeout=120)
         assert code == (130 if end == "interrupt" else 1)
         assert message.strip() == ("Stopped." if end == "interrupt" else "")
         process.stderr.close()
