@@ -24,6 +24,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 STARTS = 9
+PROFILED = 200
 EVERY = 20  # photos between two readings of memory
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 
@@ -62,6 +63,24 @@ def loop(photos: list[Path], count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(seen), np.array(memory)
 
 
+def profile_cost(photos: list[Path]) -> float:
+    """Median time of a score with a profile over that of a plain one, taken in turns."""
+    from calm_runtime import Calm
+    from calm_runtime.profile import PersonalScorer, build_profile
+    from calm_runtime.ratings import PhotoRating
+
+    with Calm.load() as calm:
+        profile, _ = build_profile(calm, [PhotoRating(path, n % 5) for n, path in enumerate(photos[:30])])
+        personal = PersonalScorer(calm, profile)
+        spent: dict[str, list[float]] = {"plain": [], "personal": []}
+        for path in islice(cycle(photos), PROFILED):
+            for name, score in (("plain", calm.score), ("personal", personal.score)):
+                start = time.perf_counter()
+                score(path)
+                spent[name].append(time.perf_counter() - start)
+    return statistics.median(spent["personal"]) / statistics.median(spent["plain"])
+
+
 @click.command(help=__doc__)
 @click.option("--photos", type=click.Path(path_type=Path), required=True)
 @click.option("--loop", "count", default=2000, show_default=True)
@@ -84,6 +103,7 @@ def main(photos: Path, count: int) -> None:
         f"resident memory after {count // 2} photos, MB": round(float(memory[seen.searchsorted(count // 2)]), 1),
         f"resident memory after {count} photos, MB": round(float(memory[-1]), 1),
         "slope over the second half, MB per 1,000 photos": round(slope, 3),
+        "time of a score with a profile, relative to one without": round(profile_cost(paths), 2),
     }
     header = {
         "date": date.today().isoformat(),

@@ -28,7 +28,7 @@ from calm_train.library import find_photos
 
 HERE = Path(__file__).parent
 COUNTS = (10, 30, 100)
-REPEATS = 10
+REPEATS = 5
 
 
 def _saturation(picture: Image.Image) -> float:
