@@ -10,8 +10,8 @@ Three arms with the same number of optimiser steps, pairs, seeds and photos, fro
 
 Measured on held-out photos: share of photos that score above their spoiled copies, and accuracy of a linear probe on
 the Q-Formers' outputs for the attribute levels (fitted on views of training photos), balanced over levels. Simulated
-raters are left out: neither figure measures them. Runs are
-kept in --work and not repeated, so a stopped benchmark goes on where it was. Writes self_supervision.json and .md.
+raters are left out: neither figure measures them. Every stage warms up over a tenth of its steps. Runs are kept in --work
+and not repeated, so a stopped benchmark goes on where it was. Writes self_supervision.json and .md.
 """
 
 from __future__ import annotations
@@ -59,7 +59,13 @@ def train_arm(arm: str, seed: int, steps: int, pairs: int, pictures: list, langu
     plan = [(recipe.tune, steps)] if arm == "tuned only" else [(recipe.pretrain, steps // 2), (recipe.tune, steps // 2)]
     for number, (settings, count) in enumerate(plan):
         _train(
-            model, tokenizer, info, msgspec.structs.replace(settings, steps=count, pairs=pairs), pictures, seed, number
+            model,
+            tokenizer,
+            info,
+            msgspec.structs.replace(settings, steps=count, pairs=pairs, warmup_steps=count // 10),
+            pictures,
+            seed,
+            number,
         )
     save_checkpoint(folder, model, tokenizer, info)
 
@@ -109,7 +115,8 @@ def probe_accuracy(fit: dict[str, np.ndarray], fit_views: list, test: dict[str, 
 @click.command(help=__doc__)
 @click.option("--photos", type=click.Path(path_type=Path), required=True)
 @click.option("--held-out", type=click.Path(path_type=Path), required=True)
-@click.option("--language", type=click.Path(path_type=Path), required=True, help="Of `calm train language`.")
+@click.option("--language", type=click.Path(path_type=Path), required=True,
+              help="Of `calm train language`, or any checkpoint: its LLM and its cues alone are kept.")  # fmt: skip
 @click.option("--steps", default=600, show_default=True, help="Optimiser steps per run, both stages together.")
 @click.option("--pairs", default=8, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
@@ -142,6 +149,7 @@ def main(photos: Path, held_out: Path, language: Path, steps: int, pairs: int, s
         "pairs": pairs,
         "seeds": seeds,
         "held_out": len(others),
+        "language": language.name,
     }
     (HERE / "self_supervision.json").write_text(json.dumps({**header, "runs": rows}, indent=2) + "\n")
     lines = [
@@ -149,7 +157,7 @@ def main(photos: Path, held_out: Path, language: Path, steps: int, pairs: int, s
         "",
         (
             f"{header['date']}, {header['machine']}; {steps} steps of {pairs} pairs in every arm, {seeds} seeds, "
-            f"{len(others)} held-out photos. Mean ± standard deviation over seeds."
+            f"{len(others)} held-out photos, LLM and cues of `{language.name}`. Mean ± standard deviation over seeds."
         ),
         "",
         "| arm | original above spoiled copy | linear probe, balanced (chance 33%) |",
