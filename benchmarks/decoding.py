@@ -39,6 +39,7 @@ FORMATS: dict[str, dict[str, object]] = {
     "HEIF": {"quality": 80},
     "PNG": {"compress_level": 6},
 }
+NOT_MADE = ("HEIF", "48 MP")  # as one tile, which is how pillow-heif writes it, its decoder refuses such a picture
 GRAIN = 3.0  # standard deviation of 8-bit levels
 REPEATS = 5
 
@@ -81,7 +82,7 @@ def main(repeats: int) -> None:
     pillow_heif.register_heif_opener(thumbnails=False)
     Image.MAX_IMAGE_PIXELS = None
     rows: list[dict[str, object]] = []
-    cases = [(kind, size) for kind in FORMATS for size in SIZES]
+    cases = [(kind, size) for kind in FORMATS for size in SIZES if (kind, size) != NOT_MADE]
     with Calm.load() as calm, tempfile.TemporaryDirectory() as scratch:
         spec = calm.bundle.manifest.photo
         for kind, size in track(cases, "Decoding"):
