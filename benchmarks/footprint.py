@@ -88,6 +88,7 @@ def main(photos: Path, count: int) -> None:
     paths = sorted(p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     one = str(paths[0])
     bare = seconds([sys.executable, "-c", "pass"])
+    package = seconds([sys.executable, "-c", "import calm_runtime"])
     imported = seconds([sys.executable, "-c", "import calm_runtime; calm_runtime.Calm"])
     cold = seconds([str(Path(sys.executable).with_name("calm")), "score", one])
     loaded = peak_mb("from calm_runtime import Calm; Calm.load()")
@@ -96,6 +97,7 @@ def main(photos: Path, count: int) -> None:
     half = seen > count / 2
     slope = float(np.polyfit(seen[half], memory[half], 1)[0]) * 1000
     figures = {
+        "import of calm_runtime, s": round(package - bare, 3),
         "import of calm_runtime.Calm, s": round(imported - bare, 3),
         "cold start of `calm score` to the printed result, s": round(cold, 3),
         "peak memory after loading, MB": round(loaded, 1),
