@@ -27,12 +27,12 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from calm_export import parity
-from calm_export.figures import srcc
 from calm_export.llm import PRECISIONS, Provider, export_embed_tokens, export_llm, llm_spec, write_llm_source
 from calm_export.photos import parity_photos
 from calm_runtime.llm import LanguageModel, read_embed_tokens
 from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.prompt import split_prompt
+from calm_runtime.rank_correlation import srcc
 from calm_runtime.text import TextTokenizer
 from calm_train.checkpoint import load_checkpoint
 

@@ -28,7 +28,7 @@ from engines import config_of
 from calm_export import parity
 from calm_export.calibrate import CPU_SCHEME, ENGINE_SCHEME, calibration_pixels
 from calm_export.engines import STAGES, Sources, source_graphs
-from calm_export.figures import cosine_per_photo, srcc
+from calm_export.figures import cosine_per_photo
 from calm_export.graph import write_graph
 from calm_export.photos import parity_photos, photo_files
 from calm_export.sensitivity import Quantised, calibrate_stages, quantise
@@ -37,6 +37,7 @@ from calm_export.tensorrt_build import PORTABLE, BuildRequest
 from calm_runtime.aligner import Aligner
 from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.photo import PhotoSpec
+from calm_runtime.rank_correlation import srcc
 from calm_runtime.text import TextTokenizer
 from calm_runtime.vision import VisionEncoder
 from calm_train.checkpoint import load_checkpoint

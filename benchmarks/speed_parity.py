@@ -14,8 +14,8 @@ from speed_engines import open_engine
 from speed_models import checkpoint_of, read_shape
 
 from calm_export import parity
-from calm_export.figures import srcc
 from calm_export.photos import parity_photos
+from calm_runtime.rank_correlation import srcc
 from calm_train.checkpoint import load_checkpoint
 
 PHOTOS = 32  # the examples, then edits of them

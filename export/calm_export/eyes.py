@@ -67,9 +67,9 @@ def _quantise(
 
     def judge(features: dict[str, parity.Array]) -> list[ParityRow]:
         scores = parity.torch_scores(work.model, features["image_embeds"], prompt, work.text)
-        read = parity.score_rows(reference, scores, "int8")[
-            : 2 if len(scores) > ENGINE_PHOTOS else 1
-        ]  # few have no ranks
+        read = parity.score_rows(reference, scores, "int8")
+        if len(scores) <= ENGINE_PHOTOS:
+            read = read[:1]  # the rank correlation of so few says nothing
         return [
             *parity.feature_rows(reference, features, "int8"),
             *(msgspec.structs.replace(row, stage="aligner", metric=f"{row.metric}, LLM in float32") for row in read),

@@ -1,4 +1,4 @@
-"""Figures that say how far two sides are apart: cosine, signal to noise, rank correlation."""
+"""Figures that say how far two sides are apart: cosine and signal to noise."""
 
 from __future__ import annotations
 
@@ -21,15 +21,3 @@ def signal_to_noise(signal: Values, found: Values) -> float:
     left, right = signal.astype(np.float64), found.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return float(10 * np.log10(np.square(left).sum() / np.square(left - right).sum()))
-
-
-def srcc(left: Values, right: Values) -> float:
-    """Spearman's rank correlation of two vectors; NaN when one side is constant."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
-
-
-def _ranks(values: Values) -> npt.NDArray[np.float64]:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((counts.cumsum() - (counts - 1) / 2)[inverse])

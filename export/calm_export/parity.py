@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from calm_export.figures import cosine_per_photo, srcc
+from calm_export.figures import cosine_per_photo
 from calm_runtime.aligner import Aligner
 from calm_runtime.bundle import ParityRow, Precision
 from calm_runtime.errors import ExportError
@@ -20,6 +20,7 @@ from calm_runtime.llm import LanguageModel
 from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.photo import PhotoSpec, to_pixel_values
 from calm_runtime.prompt import Prompt, split_prompt
+from calm_runtime.rank_correlation import srcc
 from calm_runtime.score import histogram_moments, score_histogram
 from calm_runtime.text import TextTokenizer
 from calm_runtime.vision import HIDDEN_STATES, VisionEncoder
@@ -50,18 +51,12 @@ def pixel_batch(pictures: Iterable[Image.Image], spec: PhotoSpec) -> Array:
 
 def torch_side(model: CalmForConditionalGeneration, pixels: Array, prompt: Prompt, text: TextTokenizer) -> Seen:
     """The reference: pixel_values [P, 3, S, S] through the torch model."""
-    before, after = split_prompt(prompt, text)
     parts: dict[str, list[Array]] = {}
-    logits: list[Array] = []
-    with torch.inference_mode():
-        for start in range(0, len(pixels), _BATCH):
-            batch = pixels[start : start + _BATCH]
-            for name, value in torch_features(model, batch).items():
-                parts.setdefault(name, []).append(value)
-            ids = [torch.tensor([side]).expand(len(batch), -1) for side in (before, after)]
-            logits.append(model.score_logits(torch.from_numpy(batch), *ids).numpy())
+    for start in range(0, len(pixels), _BATCH):
+        for name, value in torch_features(model, pixels[start : start + _BATCH]).items():
+            parts.setdefault(name, []).append(value)
     features = {name: np.concatenate(values) for name, values in parts.items()}
-    return Seen(features, scores_of(np.concatenate(logits)))
+    return Seen(features, torch_scores(model, features["image_embeds"], prompt, text))
 
 
 def torch_features(model: CalmForConditionalGeneration, pixels: Array) -> dict[str, Array]:

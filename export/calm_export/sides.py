@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from calm_export import parity
-from calm_export.figures import srcc
 from calm_export.llm import export_llm, llm_spec, write_llm_source
 from calm_export.parity import MAX_SCORE_DIFFERENCE, MIN_COSINE, MIN_SRCC, Array
 from calm_export.stages import Distance, StageRow, most, number
@@ -18,6 +17,7 @@ from calm_runtime.errors import BundleCorrupt, DataError, UsageError
 from calm_runtime.llm import LanguageModel, read_embed_tokens
 from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.prompt import Prompt, split_prompt
+from calm_runtime.rank_correlation import srcc
 from calm_runtime.text import TextTokenizer
 from calm_train.checkpoint import TOKENIZER, load_checkpoint
 

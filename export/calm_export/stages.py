@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from calm_export.figures import Values, cosine_per_photo, srcc
+from calm_export.figures import Values, cosine_per_photo
+from calm_runtime.rank_correlation import srcc
 
 _RANKED_VALUES = 4096  # of one photo's feature: ranks of more say nothing new and take long
 

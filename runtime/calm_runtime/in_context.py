@@ -17,6 +17,7 @@ import numpy.typing as npt
 from calm_runtime.errors import ProfileError
 from calm_runtime.llm import KvCache, LanguageModel
 from calm_runtime.prompt import EXAMPLE, PERSONAL, TextEncoder, split_prompt
+from calm_runtime.rank_correlation import srcc
 from calm_runtime.score import SCORE_HIGH, SCORE_LEVELS, SCORE_LOW, histogram_moments, score_histogram
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ class InContextReader:
             told[asked] = self.rate(queries[asked], self.read(queries[others], standardised[others]))
         if np.ptp(told) == 0:
             return 0.0
-        agreement = float(np.corrcoef(_ranks(told), _ranks(standardised))[0, 1])
-        return MOST_WEIGHT * max(0.0, agreement - 1 / math.sqrt(count - 1))
+        return MOST_WEIGHT * max(0.0, srcc(told, standardised) - 1 / math.sqrt(count - 1))
 
     def unpack(self, tensors: dict[str, npt.NDArray[np.float16]]) -> KvCache:
         """The cache of `pack_cache`, as the decoder takes it. Raises ProfileError when it cannot be of this bundle."""
@@ -153,12 +153,6 @@ def pack_cache(cache: KvCache) -> dict[str, npt.NDArray[np.float16]]:
         for layer, pair in enumerate(cache.layers)
         for name, values in zip(("key", "value"), pair, strict=True)
     }
-
-
-def _ranks(values: Array) -> Array:
-    """Ranks from 0; equal values share the mean of theirs."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts + 1) / 2)[group])
 
 
 def standardise(ratings: Sequence[float] | Array) -> Array:

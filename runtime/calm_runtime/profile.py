@@ -35,8 +35,8 @@ class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a profile says about itself.
 
     bundle: digest of the bundle whose features it was learnt on. ratings: that were learnt from; examples: of them, how
-    many stand in the prompt; context_weight: how much that reading counts beside the light head. scale: worst and best rating the person could give. digest: SHA-256 of everything else in
-    the file.
+    many stand in the prompt; context_weight: how much that reading counts beside the light head. scale: worst and best
+    rating the person could give. digest: SHA-256 of everything else in the file.
     """
 
     format: int
