@@ -144,7 +144,7 @@ def export(
     `calm export verify --help` explains the comparison, `calm export pack --help` what a pack is. docs/export.md says which target is for which device.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     _require_packages()
     from calm_export.bundle import export_bundle
     from calm_export.options import ExportOptions
@@ -205,7 +205,7 @@ def verify(
 
     Exit code: 0 every stage met its gate, 1 a stage did not, 2 wrong use.
     """
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     _require_packages()
     from calm_export.verify import verify_bundle
     from calm_export.verify_page import check_report_folder, write_report
@@ -225,10 +225,7 @@ def verify(
         for row in found.report.stages:
             click.echo(msgspec.json.encode(row))
     else:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=WIDE)  # a file or pipe has no width of its own
-        console.print(stage_table(found.report))
+        _console().print(stage_table(found.report))
     if not found.report.same_checkpoint:
         click.echo(f"calm: {bundle} was exported from another checkpoint than this one", err=True)
     if not found.report.passed:
@@ -245,6 +242,12 @@ def _require_packages() -> None:
     except ImportError as error:
         raise click.ClickException(f"export needs more packages ({error}); pip install calm-edge[export]") from error
     disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Where tables go: as wide as the terminal, or WIDE where a file or pipe has no width of its own."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=WIDE)
 
 
 def _examples(folder: Path | None) -> tuple[Path, ...]:

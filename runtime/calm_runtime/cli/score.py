@@ -36,7 +36,7 @@ _MANY = 8  # from here on a progress bar is worth its line
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Photos per run of the model: raise it on a GPU. Scores do not depend on it.",
+    help="Photos per run of the model: raise it on a GPU. Scores do not depend on it, but for an int8-dynamic LLM.",
 )
 @click.option("--profile", metavar="FILE", help="Add what one person would give: a file of `calm profile build`.")
 @model_options
