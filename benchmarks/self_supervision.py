@@ -11,11 +11,13 @@ Three arms with the same number of optimiser steps, pairs, seeds and photos, fro
 Measured on held-out photos: share of photos that score above their spoiled copies, and accuracy of a linear probe on
 the Q-Formers' outputs for the attribute levels (fitted on views of training photos), balanced over levels. Simulated
 raters are left out: neither figure measures them. Every stage warms up over a tenth of its steps. Runs are kept in --work
-and not repeated, so a stopped benchmark goes on where it was. Writes self_supervision.json and .md.
+and not repeated, so a stopped benchmark goes on where it was, and several processes may share the runs: start each with
+its --part, then once more without. Writes self_supervision.json and .md.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import tempfile
@@ -89,9 +91,9 @@ def probe_features(model: CalmForConditionalGeneration, spec, views: list) -> di
     rows: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(views), 16):
         batch = [to_pixel_values(Image.fromarray(view.picture), spec) for view in views[start : start + 16]]
-        states = model.look(torch.from_numpy(np.stack(batch))).query_states
+        states = model.look(torch.from_numpy(np.stack(batch)).to(model.device)).query_states
         for scale, values in states.items():
-            rows.setdefault(scale, []).append(values.mean(1).numpy())
+            rows.setdefault(scale, []).append(values.mean(1).cpu().numpy())
     return {scale: np.concatenate(values) for scale, values in rows.items()}
 
 
@@ -121,30 +123,37 @@ def probe_accuracy(fit: dict[str, np.ndarray], fit_views: list, test: dict[str, 
 @click.option("--pairs", default=8, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/self_supervision"), show_default=True)
-def main(photos: Path, held_out: Path, language: Path, steps: int, pairs: int, seeds: int, work: Path) -> None:
+@click.option("--part", metavar="I/N", help="Only every N-th run from the I-th (0..N-1), and no page.")
+def main(
+    photos: Path, held_out: Path, language: Path, steps: int, pairs: int, seeds: int, work: Path, part: str | None
+) -> None:
+    first, _, of = (part or "0/1").partition("/")
     pictures = load_pictures(find_photos(photos))
     others = [Image.fromarray(picture) for picture in load_pictures(find_photos(held_out))]
     fit_views = held_out_views([Image.fromarray(p) for p in pictures[:300]], PROBE_VIEWS, seed=11)
     views = held_out_views(others, PROBE_VIEWS, seed=12)
     rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    for seed in range(1, seeds + 1):
-        for arm in ARMS:
-            folder = work / f"{arm.replace(' ', '-')}-{seed}-{steps}x{pairs}"
-            if not (folder / "calm.json").is_file():
-                train_arm(arm, seed, steps, pairs, pictures, language, folder)
-            if not (folder / "result.json").is_file():
-                scorer = CheckpointScorer(folder)
-                features = [probe_features(scorer.model, scorer.spec, group) for group in (fit_views, views)]
-                result = {
-                    "pairwise": pairwise_edits(scorer, others)["all"],
-                    "probe": probe_accuracy(features[0], fit_views, features[1], views),
-                }
-                (folder / "result.json").write_text(json.dumps(result))
-            rows[arm].append(json.loads((folder / "result.json").read_text()))
-            click.echo(f"{arm}, seed {seed}: {rows[arm][-1]}", err=True)
+    for seed, arm in list(itertools.product(range(1, seeds + 1), ARMS))[int(first) :: int(of)]:
+        folder = work / f"{arm.replace(' ', '-')}-{seed}-{steps}x{pairs}"
+        if not (folder / "calm.json").is_file():
+            train_arm(arm, seed, steps, pairs, pictures, language, folder)
+        if not (folder / "result.json").is_file():
+            scorer = CheckpointScorer(folder)
+            features = [probe_features(scorer.model, scorer.spec, group) for group in (fit_views, views)]
+            result = {
+                "pairwise": pairwise_edits(scorer, others)["all"],
+                "probe": probe_accuracy(features[0], fit_views, features[1], views),
+            }
+            (folder / "result.json").write_text(json.dumps(result))
+        rows[arm].append(json.loads((folder / "result.json").read_text()))
+        click.echo(f"{arm}, seed {seed}: {rows[arm][-1]}", err=True)
+    if part is not None:
+        return
     header = {
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "steps": steps,
         "pairs": pairs,
         "seeds": seeds,

@@ -10,29 +10,28 @@ from calm_train.personal import (
     FEWEST,
     Rated,
     RecentPhotos,
-    personal_sequence,
-    simulate_rater,
+    personal_sequences,
+    simulate_raters,
     simulate_ratings,
 )
 
 
 def test_every_rating_is_predicted_from_the_position_before_it():
     photos, count, width = 5, 6, 4
-    queries = torch.arange(photos)[:, None, None].expand(photos, count, width).float()
-    ratings = torch.tensor([1.0, 2, 3, 4, 5])
+    queries = torch.arange(2 * photos).view(2, photos)[..., None, None].expand(-1, -1, count, width).float()
+    ratings = torch.tensor([[1.0, 2, 3, 4, 5], [5.0, 4, 3, 2, 1]])
     bos, after = torch.full((1, width), -1.0), torch.full((2, width), -2.0)
-    tokens = 100 + ratings[:, None].expand(-1, width)
-    embeds, positions = personal_sequence(Rated(queries, ratings), bos, after, tokens)
-    assert embeds.shape == (1, 1 + photos * (count + 2 + 1), width)
+    tokens = 100 + ratings[..., None].expand(-1, -1, width)
+    embeds, positions = personal_sequences(Rated(queries, ratings), bos, after, tokens)
+    assert embeds.shape == (2, 1 + photos * (count + 2 + 1), width)
     assert torch.equal(embeds[0, positions], after[:1].expand(photos, -1))  # the last token of the text
-    assert torch.equal(embeds[0, positions + 1], tokens)
-    assert torch.equal(embeds[0, positions - 2, 0], torch.arange(photos).float())
+    assert torch.equal(embeds[:, positions + 1], tokens)
+    assert torch.equal(embeds[:, positions - 2, 0], torch.arange(2 * photos).view(2, photos).float())
 
 
 def test_simulated_people_use_the_scale_and_differ():
     torch.manual_seed(1)
-    facts = torch.randn(EXAMPLES, FACTS)
-    ratings = torch.stack([simulate_ratings(facts) for _ in range(40)])
+    ratings = simulate_ratings(torch.randn(EXAMPLES, FACTS).expand(40, -1, -1))
     assert ratings.min() >= 1
     assert ratings.max() <= 10
     assert torch.equal(ratings, ratings.round())
@@ -61,10 +60,12 @@ def test_a_rater_sees_each_photo_once():
     queries = torch.arange(EXAMPLES + 20)[:, None, None].expand(-1, 3, 2).float()
     lengths = set()
     for _ in range(20):
-        rated = simulate_rater(queries, torch.randn(EXAMPLES + 20, FACTS))
-        lengths.add(len(rated.ratings))
-        assert rated.queries.shape == (len(rated.ratings), 3, 2)
-        assert len(rated.queries[:, 0, 0].unique()) == len(rated.ratings)
+        rated = simulate_raters(queries, torch.randn(EXAMPLES + 20, FACTS), 3)
+        length = rated.ratings.shape[1]
+        lengths.add(length)
+        assert rated.queries.shape == (3, length, 3, 2)
+        assert all(len(photos.unique()) == length for photos in rated.queries[:, :, 0, 0])
+        assert not torch.equal(rated.queries[0], rated.queries[1])
     assert len(lengths) > 5 and min(lengths) >= FEWEST and max(lengths) <= EXAMPLES
 
 
@@ -74,7 +75,7 @@ def test_what_a_person_likes_can_be_read_from_facts():
     fits = []
     for _ in range(10):
         facts = torch.randn(400, FACTS)
-        ratings = simulate_ratings(facts)
+        ratings = simulate_ratings(facts[None])[0]
         design = torch.cat([facts, facts.abs(), facts**2, torch.ones(400, 1)], dim=1)
         solved = torch.linalg.lstsq(design, ratings[:, None]).solution
         fits.append(float(torch.corrcoef(torch.stack([(design @ solved)[:, 0], ratings]))[0, 1]))

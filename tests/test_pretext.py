@@ -27,7 +27,15 @@ from calm_train.pretext.measures import (
 )
 from calm_train.pretext.patches import STATISTICS, patch_statistics
 from calm_train.pretext.texts import NOTHING_TO_DO, comment_text, suggestion_text
-from calm_train.pretext.view import another_rendering, make_pair, make_view, to_picture, to_tensor, visible_tilt
+from calm_train.pretext.view import (
+    another_rendering,
+    make_pair,
+    make_view,
+    measure_frame,
+    to_picture,
+    to_tensor,
+    visible_tilt,
+)
 
 PHOTOS = ("astronaut", "cat", "coffee", "rocket")
 
@@ -133,7 +141,7 @@ def test_positive_rotation_is_counter_clockwise():
 
 def test_levels_follow_known_edits(rgb):
     def level(edits, attribute):
-        view = make_view(rgb, edits, rng())
+        view = make_view(measure_frame(rgb), edits, rng())
         index = ATTRIBUTE_NAMES.index(attribute)
         return ATTRIBUTES[index].levels[view.levels[index]].name
 
@@ -153,11 +161,11 @@ def test_the_second_view_of_a_pair_is_never_rated_higher(rgb, seed):
 
 
 def test_suggestions_invert_the_edit_and_comments_name_it(rgb):
-    view = make_view(rgb, [("tilt left", 0.5), ("underexposed", 0.9)], rng())
+    view = make_view(measure_frame(rgb), [("tilt left", 0.5), ("underexposed", 0.9)], rng())
     text = suggestion_text(view)
     assert "Rotate the picture clockwise" in text
     assert "Raise the exposure" in text
-    assert suggestion_text(make_view(rgb, [], rng())) == NOTHING_TO_DO
+    assert suggestion_text(make_view(measure_frame(rgb), [], rng())) == NOTHING_TO_DO
     assert comment_text(view.levels, rng()).count(".") >= 4
 
 

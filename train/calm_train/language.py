@@ -75,6 +75,8 @@ def train_language(
     model.llm.train()
     bar = Console(stderr=True)
     low = usable_precision("bf16") == "bf16"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.llm.to(device)
     for step in track(range(settings.steps), "language", console=bar, disable=not bar.is_terminal):
         ids, labels = [], []
         for _ in range(settings.batch_size):
@@ -83,8 +85,8 @@ def train_language(
             reply = encoder.answer(answer)
             ids.append([*before, *after, *reply])
             labels.append([*[-100] * (len(before) + len(after)), *reply])
-        inputs, targets = pad_right(ids, encoder.pad_token_id), pad_right(labels, -100)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+        inputs, targets = (pad_right(*rows).to(device) for rows in ((ids, encoder.pad_token_id), (labels, -100)))
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
             logits = model.llm(input_ids=inputs, use_cache=False).logits
         loss = objective(logits[:, :-1], targets[:, 1:])
         optimizer.zero_grad()
@@ -93,6 +95,7 @@ def train_language(
         optimizer.step()
         schedule.step()
         average = loss.item() if step == 0 else 0.95 * average + 0.05 * loss.item()
+    model.llm.to("cpu")
     return average
 
 

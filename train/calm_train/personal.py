@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calm_runtime.in_context import RATING_MIDDLE, RATING_SPREAD
@@ -19,13 +20,14 @@ from calm_train.pretext.measures import QUANTITIES
 
 FEWEST, EXAMPLES = 8, 48  # photos of one sequence: any number from the first to the second
 FACTS = len(QUANTITIES) + 1  # what a simulated rater looks at: the quantities, and the pseudo rating
-ACTIVE = 2.0  # facts a taste weighs, on average
+PLAIN = 0.5  # share of tastes that look at one fact only: reading them is learnt first, and leads to the others
+ACTIVE = 2.0  # facts the other tastes weigh, on average
 IDEAL = 0.3  # share of tastes that want a certain amount of something, not the most of it
-NOISE = (0.1, 0.6)  # of a rater, in standard deviations of their ratings
+NOISE = (0.0, 0.5)  # of a rater, in standard deviations of their ratings
 
 
 class Rated(NamedTuple):
-    """Photos in the order they are read: queries [L, 3Q, D], and the simulated ratings [L] on the 1..10 scale."""
+    """R people's photos in the order they are read: queries [R, L, 3Q, D], and simulated ratings [R, L], 1..10."""
 
     queries: Tensor
     ratings: Tensor
@@ -58,40 +60,41 @@ class RecentPhotos(nn.Module):
 
 
 def simulate_ratings(facts: Tensor) -> Tensor:
-    """Ratings [L] that one random taste gives photos of these facts [L, F]: standardised, noisy, whole numbers."""
-    active = torch.rand(facts.shape[1], device=facts.device) < ACTIVE / facts.shape[1]
-    active[torch.randint(facts.shape[1], (1,))] = True
-    weights = torch.randn(facts.shape[1], device=facts.device) * active
-    if torch.rand(()) < IDEAL:
-        ideal = facts[torch.randint(len(facts), (1,))]
-        liking = -((facts - ideal).abs() * weights.abs()).sum(1)
-    else:
-        liking = facts @ weights
+    """Ratings [R, L] that R random tastes give photos of these facts [R, L, F]: standardised, noisy, whole numbers."""
+    raters, count, width = facts.shape
+    device = facts.device
+    share = torch.where(torch.rand(raters, 1, device=device) < PLAIN, 0.0, ACTIVE / width)
+    active = torch.rand(raters, width, device=device) < share
+    active |= F.one_hot(torch.randint(width, (raters,), device=device), width).bool()
+    weights = torch.randn(raters, width, device=device) * active
+    chosen = torch.randint(count, (raters, 1, 1), device=device).expand(-1, 1, width)
+    away = ((facts - facts.gather(1, chosen)).abs() @ weights.abs()[..., None])[..., 0]  # [R, L], from the ideal photo
+    liking = torch.where(torch.rand(raters, 1, device=device) < IDEAL, -away, (facts @ weights[..., None])[..., 0])
     low, high = NOISE
-    noise = (low + (high - low) * torch.rand((), device=facts.device)) * torch.randn(len(facts), device=facts.device)
-    opinion = (liking - liking.mean()) / (liking.std() + 1e-4) + noise
+    noise = (low + (high - low) * torch.rand(raters, 1, device=device)) * torch.randn(liking.shape, device=device)
+    opinion = (liking - liking.mean(1, keepdim=True)) / (liking.std(1, keepdim=True) + 1e-4) + noise
     return (RATING_MIDDLE + RATING_SPREAD * opinion).round().clamp(SCORE_LOW, SCORE_HIGH)
 
 
-def simulate_rater(queries: Tensor, facts: Tensor) -> Rated:
-    """FEWEST to EXAMPLES of the photos [N, ...] in random order, with one random person's ratings.
+def simulate_raters(queries: Tensor, facts: Tensor, raters: int) -> Rated:
+    """FEWEST to EXAMPLES of the photos [N, ...], in an order and with the ratings of each of `raters` random people.
 
     Attention costs the square of the length: many short histories teach more per second than one long one.
     """
-    count = int(torch.randint(FEWEST, EXAMPLES + 1, ()))
-    order = torch.randperm(len(queries), device=queries.device)[:count]
+    count = min(len(queries), int(torch.randint(FEWEST, EXAMPLES + 1, ())))
+    order = torch.rand(raters, len(queries), device=queries.device).argsort(1)[:, :count]  # [R, L]
     return Rated(queries[order], simulate_ratings(facts[order]))
 
 
-def personal_sequence(rated: Rated, bos: Tensor, after: Tensor, rating_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """bos [S0, D], after [S1, D] (the text before a rating), rating_tokens [L, D], all embedded.
+def personal_sequences(rated: Rated, bos: Tensor, after: Tensor, rating_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """bos [S0, D], after [S1, D] (the text before a rating), rating_tokens [R, L, D], all embedded.
 
-    Returns inputs_embeds [1, S, D] and the positions [L] at which each rating is to be predicted.
+    Returns inputs_embeds [R, S, D] and the positions [L] at which each rating is to be predicted.
     """
-    photos, count = rated.queries.shape[:2]
-    text = after.expand(photos, -1, -1)
-    segments = torch.cat([rated.queries.to(after.dtype), text, rating_tokens[:, None]], dim=1)  # [L, 3Q + S1 + 1, D]
-    embeds = torch.cat([bos, segments.flatten(0, 1)])[None]
-    step = segments.shape[1]
+    raters, photos, count = rated.queries.shape[:3]
+    text = after.expand(raters, photos, -1, -1)
+    segments = torch.cat([rated.queries.to(after.dtype), text, rating_tokens[:, :, None]], dim=2)  # [R, L, 3Q+S1+1, D]
+    embeds = torch.cat([bos.expand(raters, -1, -1), segments.flatten(1, 2)], dim=1)
+    step = segments.shape[2]
     positions = len(bos) + step * torch.arange(photos, device=embeds.device) + count + len(after) - 1
     return embeds, positions

@@ -15,7 +15,7 @@ from calm_runtime.attributes import ATTRIBUTES, SCALES
 from calm_train.library import Picture
 from calm_train.pretext.edits import EDITS
 from calm_train.pretext.texts import comment_text, cue_text, suggestion_text
-from calm_train.pretext.view import View, make_pair, make_view, to_tensor
+from calm_train.pretext.view import View, make_pair, make_view, measure_frame, to_tensor
 
 THUMBNAIL = 300
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>What the model is shown</title><style>
@@ -47,7 +47,7 @@ def _every_edit(picture: Picture, seed: int) -> str:
     for name in EDITS:
         for severity in (0.3, 0.9):
             rng = np.random.default_rng((seed, 99))
-            view = make_view(to_tensor(picture), [(name, severity)], rng)
+            view = make_view(measure_frame(to_tensor(picture)), [(name, severity)], rng)
             told = html.escape(suggestion_text(view))
             figures.append(
                 f"<figure>{_thumbnail(view.picture)}<p><b>{name}</b> {severity} <small>{told}</small></figure>"

@@ -89,7 +89,7 @@ def run_stage(options: RunOptions) -> str:
         pictures, info.photo, pairs, data_seed, flows, settings.labelled, mask=settings.mask, patch=patch
     )
     collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, settings.text_every)
-    stage = Stage(model, settings.weights, settings.frozen)
+    stage = Stage(model, settings.weights, settings.frozen, settings.raters)
     started = time.monotonic()
     history = train_stage(
         stage,

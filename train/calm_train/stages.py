@@ -21,7 +21,7 @@ from calm_train.objectives import (
     ScoreObjective,
     expected_score,
 )
-from calm_train.personal import RecentPhotos, personal_sequence, simulate_rater
+from calm_train.personal import RecentPhotos, personal_sequences, simulate_raters
 from calm_train.recipe import LossWeights
 
 IMPRESSION = ATTRIBUTE_NAMES.index("impression")
@@ -36,10 +36,13 @@ class Stage(nn.Module):
     quantities; stage 2 (instruction tuning) adds score, ranking, generation and personal. `rating` and `caption` join when such data is given.
     """
 
-    def __init__(self, model: CalmForConditionalGeneration, weights: LossWeights, frozen: tuple[str, ...]) -> None:
+    def __init__(
+        self, model: CalmForConditionalGeneration, weights: LossWeights, frozen: tuple[str, ...], raters: int = 1
+    ) -> None:
         super().__init__()
         self.model = model
         self.weights = weights
+        self.raters = raters
         for name in frozen:
             getattr(model, name).requires_grad_(False)
         self.contrastive = ContrastiveObjective()
@@ -110,17 +113,17 @@ class Stage(nn.Module):
         }
 
     def personal_loss(self, recent: RecentPhotos, aligned: Aligned, batch: Batch) -> Tensor:
-        """One simulated person's ratings, each predicted from the photos and ratings before it."""
+        """Simulated people's ratings, each predicted from the photos and ratings before it."""
         count = 3 * self.model.config.queries
         facts = torch.cat([batch["quantities"].float(), (batch["ratings"].float()[:, None] - RATING_MIDDLE) / 2], dim=1)
-        rated = simulate_rater(*recent(aligned.image_embeds[:, :count], facts))
+        rated = simulate_raters(*recent(aligned.image_embeds[:, :count], facts), self.raters)
         ids = torch.tensor(self.model.config.score_token_ids, device=facts.device)
         embed = self.model.get_input_embeddings()
         tokens = embed(ids[rated.ratings.long() - SCORE_LOW])
-        embeds, positions = personal_sequence(rated, embed(batch["before"]), embed(batch["example_after"]), tokens)
-        hidden = self.model.llm.get_decoder()(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, positions]
-        logits = self.model.get_output_embeddings()(hidden)[:, ids]  # [L, 10]
-        return self.scoring(logits, self.scoring.target(rated.ratings))
+        embeds, positions = personal_sequences(rated, embed(batch["before"]), embed(batch["example_after"]), tokens)
+        hidden = self.model.llm.get_decoder()(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        logits = self.model.get_output_embeddings()(hidden[:, positions].flatten(0, 1))[:, ids]  # [R * L, 10]
+        return self.scoring(logits, self.scoring.target(rated.ratings.flatten()))
 
     def rating_loss(self, batch: Batch) -> Tensor:
         """Human ratings (flow S): histograms where the data set has them, smoothed means elsewhere."""

@@ -50,7 +50,7 @@ class StageTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # losses are means already: accumulation divides them
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, torch.Tensor] = {}
         self._count = 0
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -66,14 +66,14 @@ class StageTrainer(Trainer):
             losses = model(**inputs)
         for name, value in losses.items():
             if name != "loss":
-                self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+                self._sums[name] = self._sums.get(name, 0.0) + value.detach()  # as a number it would wait for the GPU
         self._count += 1
         return losses["loss"]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the averaged parts to every training log line."""
         if "loss" in logs and self._count:
-            logs = {**logs, **{name: round(value / self._count, 4) for name, value in self._sums.items()}}
+            logs = {**logs, **{name: round(float(value) / self._count, 4) for name, value in self._sums.items()}}
             self._sums, self._count = {}, 0
         super().log(logs, *args, **kwargs)
 
@@ -170,6 +170,7 @@ def _arguments(
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=not cuda,
+        tf32=cuda or None,
         seed=seed,
         logging_steps=min(LOG_EVERY, settings.steps),
         save_steps=save_every,

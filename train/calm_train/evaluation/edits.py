@@ -20,7 +20,7 @@ from rich.progress import track
 from calm_runtime.attributes import ATTRIBUTES
 from calm_runtime.score import histogram_moments
 from calm_train.evaluation.scorer import Scorer
-from calm_train.pretext.view import View, make_view, plan_edits, random_frame, to_tensor
+from calm_train.pretext.view import View, make_view, measure_frame, plan_edits, random_frame, to_tensor
 
 Picture = Image.Image
 
@@ -100,7 +100,7 @@ def held_out_views(pictures: Sequence[Picture], per_photo: int, seed: int) -> li
     for index, picture in enumerate(pictures):
         for n in range(per_photo):
             rng = np.random.default_rng((seed, index, n))
-            frame = random_frame(to_tensor(np.asarray(picture)), rng)
+            frame = measure_frame(random_frame(to_tensor(np.asarray(picture)), rng))
             views.append(make_view(frame, plan_edits(rng, int(rng.choice([0, 1, 2], p=[0.2, 0.5, 0.3]))), rng))
     return views
 

@@ -34,16 +34,18 @@ class Scorer(Protocol):
 
 
 class CheckpointScorer:
-    """Scores with the PyTorch model."""
+    """Scores with the PyTorch model, on the GPU where there is one."""
 
     def __init__(self, checkpoint: str | Path, batch_size: int = 16) -> None:
         folder = find_checkpoint(checkpoint)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, tokenizer, info = load_checkpoint(folder)
+        self.model.to(self.device)
         self.spec = info.photo
         self.batch_size = batch_size
         encoder = PromptEncoder(tokenizer, self.model.config.text_config)
         before, after = split_prompt(info.prompts["score"], encoder)
-        self._before, self._after = torch.tensor([before]), torch.tensor([after])
+        self._before, self._after = (torch.tensor([ids], device=self.device) for ids in (before, after))
         self.identity = {"model": f"{info.model.name} {info.model.version}", "checkpoint": folder.name}
 
     @torch.inference_mode()
@@ -52,12 +54,12 @@ class CheckpointScorer:
         histograms, attributes = [], []
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
-            pixels = torch.from_numpy(np.stack([to_pixel_values(p, self.spec) for p in batch]))
+            pixels = torch.from_numpy(np.stack([to_pixel_values(p, self.spec) for p in batch])).to(self.device)
             rows = len(batch)
             output = self.model(pixels, self._before.expand(rows, -1), self._after.expand(rows, -1))
             logits = output.logits[:, -1, self.model.config.score_token_ids]
-            histograms.append(score_histogram(logits.float().numpy()))
-            attributes.append(self.model.attribute_logits(output.aligned).softmax(-1).double().numpy())
+            histograms.append(score_histogram(logits.float().cpu().numpy()))
+            attributes.append(self.model.attribute_logits(output.aligned).softmax(-1).double().cpu().numpy())
         return np.concatenate(histograms), np.concatenate(attributes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from calm_train.pretext.measures import MEASURES, QUANTITIES, UPRIGHTNESS, luma,
 
 WHOLE = 0.3  # share of frames that keep the whole photo, as people send it
 LEAST_SIDE = 0.55  # of the others: the smallest share of each side that is kept
+STRETCHED = 0.25  # largest change of a frame's aspect, as a logarithm: what is upright or level stays so
 TURNED = 0.25  # share of frames that stand on another side: their lines are as upright as ever
 DIFFERENT = 0.3  # damage difference from which the order of a pair counts in full
 UNSEEN_TILT, CLEAR_TILT = 0.15, 0.12  # least part of a tilt's damage; loss of uprightness that shows all of it
@@ -62,7 +64,7 @@ def to_picture(rgb: Tensor) -> npt.NDArray[np.uint8]:
 
 
 def random_frame(rgb: Tensor, rng: np.random.Generator) -> Tensor:
-    """Another framing of the same photo: whole or a crop, maybe mirrored or on another side, 240-432 pixels."""
+    """Another framing of the same photo: whole or a crop, maybe stretched, mirrored or on another side, 240-432 pixels."""
     height, width = rgb.shape[-2:]
     least = 1.0 if rng.uniform() < WHOLE else LEAST_SIDE
     crop_h, crop_w = (round(side * rng.uniform(least, 1.0)) for side in (height, width))
@@ -72,10 +74,13 @@ def random_frame(rgb: Tensor, rng: np.random.Generator) -> Tensor:
         frame = frame.flip(-1)
     if rng.uniform() < TURNED:
         frame = frame.rot90(int(rng.integers(1, 4)), (-2, -1))
-    longest = max(crop_h, crop_w)
-    target = min(longest, int(rng.integers(240, 433)))
-    if target < longest:
-        size = [max(32, round(side * target / longest)) for side in (crop_h, crop_w)]
+    tall, wide = frame.shape[-2:]
+    if rng.integers(2):
+        wide *= math.exp(rng.uniform(-STRETCHED, STRETCHED))
+    longest = max(tall, wide)
+    scale = min(longest, int(rng.integers(240, 433))) / longest
+    size = [max(32, round(side * scale)) for side in (tall, wide)]
+    if size != list(frame.shape[-2:]):
         frame = F.interpolate(frame[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
     return frame
 
@@ -137,11 +142,25 @@ def base_rating(before: dict[str, float], after: dict[str, float]) -> float:
     return 7.0 + 0.6 * wish
 
 
-def make_view(frame: Tensor, edits: list[tuple[str, float]], rng: np.random.Generator) -> View:
+class Frame(NamedTuple):
+    """A frame before any edit: RGB [3, H, W] float32 in 0..1, and what `measure` reads off it, both ways."""
+
+    rgb: Tensor
+    picture: dict[str, float]
+    scene: dict[str, float]
+
+
+def measure_frame(rgb: Tensor) -> Frame:
+    """Measure a frame once for all views of it."""
+    return Frame(rgb, measure(rgb, edited=True), measure(rgb, edited=False))
+
+
+def make_view(frame: Frame, edits: list[tuple[str, float]], rng: np.random.Generator) -> View:
     """Apply edits to a frame (geometric ones first), measure the result, keep the truth."""
     ordered = sorted(edits, key=lambda edit: not EDITS[edit[0]].geometric)
-    scene, rgb, applied = frame, frame, []
-    untouched, level_scene = measure(frame, edited=True), measure(frame, edited=False)
+    scene = rgb = frame.rgb
+    applied = []
+    untouched, level_scene = frame.picture, frame.scene
     for name, severity in ordered:
         before_light = float(to_linear(rgb).mean())
         rgb = EDITS[name].apply(rgb, severity, rng).clamp(0, 1)
@@ -150,7 +169,7 @@ def make_view(frame: Tensor, edits: list[tuple[str, float]], rng: np.random.Gene
         if EDITS[name].geometric:
             scene = rgb
     picture = to_picture(rgb)
-    before = level_scene if scene is frame else measure(scene, edited=False)
+    before = level_scene if scene is frame.rgb else measure(scene, edited=False)
     after = measure(to_tensor(picture), edited=True)
     severity_of = dict(edits)
     upright = UPRIGHTNESS.attribute
@@ -175,7 +194,7 @@ def make_pair(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple
 
     The first view's edits are repeated in the second, so the second is never the better picture.
     """
-    frame = another_rendering(random_frame(to_tensor(picture), rng), rng)
+    frame = measure_frame(another_rendering(random_frame(to_tensor(picture), rng), rng))
     shared = plan_edits(rng, 1 if rng.uniform() < 0.25 else 0)
     count = int(rng.choice([1, 2, 3], p=[0.75, 0.2, 0.05]))
     extra = [edit for edit in plan_edits(rng, count) if all(_kind(edit[0]) != _kind(s[0]) for s in shared)]
