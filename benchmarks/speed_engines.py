@@ -54,10 +54,9 @@ class CalmEngine:
         _, self.cache = self.llm.prefill(embeds)
 
     def decode(self, steps: int) -> None:
-        token = 5
-        for _ in range(steps):
-            logits, self.cache = self.llm.prefill(self.llm.embed([token])[None], self.cache)
-            token = int(logits[0].argmax())
+        assert self.cache is not None
+        for _ in self.llm.generate(self.cache, [5], steps, stop=()):
+            pass
 
 
 class TorchEngine:

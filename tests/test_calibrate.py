@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 from tiny_models import make_config, make_photos
 
 from calm_export import parity
 from calm_export.calibrate import (
     CPU_SCHEME,
     ENGINE_SCHEME,
+    ENGINE_SCHEMES,
     MIN_CALIBRATION_PHOTOS,
     Calibrated,
     calibrate,
@@ -25,8 +27,11 @@ from calm_export.calibrate import (
 )
 from calm_export.cli import export
 from calm_export.engines import STAGES, Sources, source_graphs
+from calm_export.graph import write_graph
 from calm_export.options import ExportOptions
 from calm_export.sensitivity import Quantised, quantise
+from calm_export.tensorrt import engine_profile, run_build
+from calm_export.tensorrt_build import BuildRequest
 from calm_runtime.bundle import ParityRow, Stage
 from calm_runtime.errors import ExportError
 from calm_runtime.photo import PhotoSpec
@@ -104,6 +109,45 @@ def test_int8_is_smaller_passes_its_gate_and_the_same_photos_give_the_same_bytes
     assert {row.decision for row in found.groups} == {"int8"}
     assert found.groups[0].cosine == min(row.cosine for row in found.groups)
     assert sources["aligner"].stat().st_size < aligner.stat().st_size
+
+
+@pytest.mark.parametrize(("rounding", "stored"), [("fp8", TensorProto.FLOAT8E4M3FN), ("int4", TensorProto.INT4)])
+def test_fp8_and_int4_engines_hold_the_gate_and_are_built(
+    rounding: Literal["fp8", "int4"], stored: int, pixels: parity.Array, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = CalmForConditionalGeneration(make_config()).eval()
+    model.aligner.cues.features.normal_()
+    plain, sources = ({stage: tmp_path / f"{kind}-{stage}.onnx" for stage in STAGES} for kind in ("fp16", rounding))
+    for stage, proto in source_graphs(model, "fp16").items():
+        write_graph(proto, plain[stage])
+    reference = parity.Seen(parity.onnx_features(plain["vision_encoder"], plain["aligner"], pixels), np.empty(0))
+
+    def judge(features: dict[str, parity.Array]) -> list[ParityRow]:
+        return parity.feature_rows(reference, features, rounding)
+
+    scheme = ENGINE_SCHEMES[rounding]
+    bytes_of = []
+    for turn in ("first", "second"):
+        graphs = source_graphs(model, "fp16")
+        found = quantise(graphs, pixels, (pixels, judge), sources, tmp_path / turn, scheme)
+        bytes_of.append([path.read_bytes() for path in sources.values()])
+    assert bytes_of[0] == bytes_of[1]
+    assert all(row.passed for row in found.rows)
+    assert {row.decision for row in found.groups} <= {rounding, "float"}
+    assert sum(row.decision == rounding for row in found.groups) > len(found.groups) / 2
+    for path in sources.values():
+        graph = onnx.load(path).graph
+        assert any(tensor.data_type == stored and tensor.dims for tensor in graph.initializer)
+        inputs = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+        assert bool(inputs) == (rounding == "fp8")  # int4 rounds weights alone
+
+    pytest.importorskip("tensorrt_rtx", reason="pip install calm-edge[tensorrt-rtx]", exc_type=ImportError)
+    for stage, path in sources.items():
+        request = BuildRequest("tensorrt_rtx", str(path), str(tmp_path / stage), "8.9", engine_profile(path, (1, 1, 2)))
+        answer = run_build(request)
+        assert not answer.fault, answer.reason
+        assert (tmp_path / stage).stat().st_size > 1000
 
 
 def test_the_most_sensitive_groups_stay_float_as_far_as_the_gate_asks(

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
 
 from calm_export import packs
 from calm_export.cli import export
+from calm_export.graph import write_graph
 from calm_export.packs import PACK, Pack, make_pack, sign_pack
 from calm_runtime import Calm
 from calm_runtime.bundle import Bundle, FileEntry, open_bundle
 from calm_runtime.errors import ExportError
+from calm_runtime.onnx_session import OnnxSession
 
 pytest_plugins = ["export_fixtures"]
 pytestmark = pytest.mark.timeout(900)  # conversions on a busy machine
@@ -126,10 +129,23 @@ def test_a_pack_that_scores_differently_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_beside_a_graph_come_into_the_packs_one_file(bundle: Bundle, tmp_path: Path) -> None:
+    original = bundle.file("aligner.onnx")
+    source, data = write_graph(onnx.load(original), tmp_path / "aligner.onnx", inline_limit=1000)
+    (tmp_path / "pack").mkdir()
+    packs._write_web({"aligner": source}, tmp_path / "pack")
+    data.unlink()
+    assert [file.name for file in (tmp_path / "pack").iterdir()] == ["aligner.onnx"]
+    session, plain = (OnnxSession(path) for path in (tmp_path / "pack" / "aligner.onnx", original))
+    feeds = {name: np.random.default_rng(0).standard_normal((1, 197, 192), np.float32) for name in plain.input_dtypes}
+    wanted = plain.run(feeds)
+    assert all(np.array_equal(value, wanted[name]) for name, value in session.run(feeds).items())
+
+
 def test_a_model_above_two_gigabytes_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     files = bundle.manifest.files | {"llm/model.onnx.data": FileEntry("0" * 64, 3_000_000_000)}
     large = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, files=files))
-    with pytest.raises(ExportError, match=r"llm/model.onnx is above 2 GB"):
+    with pytest.raises(ExportError, match=r"llm/model.onnx with its weights is above 2 GB"):
         make_pack(large, "web", tmp_path / "pack")
     assert not list(tmp_path.iterdir())
 

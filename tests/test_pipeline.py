@@ -26,6 +26,7 @@ from calm_runtime.errors import (
     UsageError,
 )
 from calm_runtime.llm import LanguageModel, Sampling, draw
+from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.photo import PhotoLimits
 from calm_runtime.prompt import PROMPTS, Part
 from calm_runtime.session import Array
@@ -165,6 +166,28 @@ def test_reading_in_pieces_equals_reading_at_once(calm: Calm) -> None:
     assert np.abs(pieces - whole).max() < 1e-3
 
 
+def test_decoding_in_place_equals_copying_and_leaves_the_shared_cache_alone(
+    calm: Calm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm: LanguageModel = calm._llm
+    ids = np.random.default_rng(2).integers(0, llm.spec.vocab_size, 40).tolist()
+    _, cache = llm.prefill(llm.embed(ids[:30])[None])
+    before = [(key.copy(), value.copy()) for key, value in cache.layers]
+    poisoned = np.empty
+    monkeypatch.setattr(np, "empty", lambda *a, **k: np.full_like(poisoned(*a, **k), np.nan))
+    for room in (10, 60):  # the buffer's unused end must not be read
+        in_place, copying = llm._reader(cache, room), llm._copying_reader(cache)
+        for piece in (ids[30:36], ids[36:37], ids[37:38], ids[38:40]):
+            assert np.array_equal(in_place(piece), copying(piece))
+    for (key, value), (old_key, old_value) in zip(cache.layers, before, strict=True):
+        assert np.array_equal(key, old_key)
+        assert np.array_equal(value, old_value)
+    closed = LanguageModel(OnnxSession(calm.bundle.file("llm/model.onnx")), calm._llm._table, llm.spec)
+    closed.close()
+    with pytest.raises(EngineError, match="closed"):
+        next(closed.generate(cache, ids[:1], 3, stop=()))
+
+
 def test_rows_of_a_prefill_do_not_see_each_other(calm: Calm) -> None:
     llm: LanguageModel = calm._llm
     rows = np.random.default_rng(1).integers(0, llm.spec.vocab_size, (5, 20))
@@ -248,14 +271,14 @@ def test_a_closed_stream_runs_the_model_no_further(
 ) -> None:
     look = calm.look(example_photos[0])
     whole = "".join(look.comment())
-    prefill, calls = calm._llm.prefill, 0
+    embed, calls = calm._llm.embed, 0
 
-    def counted(*arguments: object) -> object:
+    def counted(ids: Sequence[int]) -> object:
         nonlocal calls
         calls += 1
-        return prefill(*arguments)  # type: ignore[arg-type]
+        return embed(ids)
 
-    monkeypatch.setattr(calm._llm, "prefill", counted)
+    monkeypatch.setattr(calm._llm, "embed", counted)
     pieces = look.comment()
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]

@@ -1,18 +1,19 @@
-"""Static int8 quantisation of a graph by onnxruntime.quantization, with value ranges taken from real photos.
+"""Static quantisation of a graph, with value ranges taken from real photos: int8 by onnxruntime.quantization, else `low_bits`.
 
-Only products with a weight matrix become int8: MatMul, Gemm and Conv. Their inputs are rounded per tensor, their weights per
+Only products with a weight matrix are rounded: MatMul, Gemm and Conv, below eight bits and as fp8 MatMul alone. In int8 their inputs are rounded per tensor, their weights per
 output channel; what they give is float again. Norms, softmax, activations and the products of attention stay float, so
 that attention can still be fused.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,16 @@ from onnx import ModelProto, TensorProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from calm_export.graph import INLINE_LIMIT, write_graph
+from calm_export.graph import PROTOBUF_LIMIT, write_graph
+from calm_export.low_bits import OPSET, int4_block, round_products
 from calm_export.photos import photo_files
 from calm_runtime.errors import ExportError, PhotoError
 from calm_runtime.photo import PhotoSpec, load_photo, to_pixel_values
 
 Array = npt.NDArray[np.float32]
 Feeds = Mapping[str, Array]
+
+Rounding = Literal["int8", "fp8", "int4"]
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 CALIBRATION_PHOTOS = 32  # ranges hardly move with more of them
@@ -39,18 +43,24 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 @dataclass(frozen=True)
 class Scheme:
-    """How values become eight bits.
+    """How values become eight bits or fewer.
 
-    symmetric: activations are int8 around zero, what TensorRT asks for; else uint8 with a zero point.
+    rounding: int8 and fp8 products, or int4 weights. symmetric: activations are int8 around zero, what TensorRT asks for; else uint8 with a zero point.
     seven_bits: weights keep to seven bits; with eight, x86-64 processors without VNNI overflow in their 16-bit sums.
     """
 
     symmetric: bool
     seven_bits: bool
+    rounding: Rounding = "int8"
 
 
 CPU_SCHEME = Scheme(symmetric=False, seven_bits=True)
 ENGINE_SCHEME = Scheme(symmetric=True, seven_bits=False)
+ENGINE_SCHEMES: dict[Rounding, Scheme] = {
+    "int8": ENGINE_SCHEME,
+    "fp8": Scheme(symmetric=True, seven_bits=False, rounding="fp8"),
+    "int4": Scheme(symmetric=True, seven_bits=False, rounding="int4"),
+}
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -77,19 +87,32 @@ class Calibrated:
     scheme: Scheme
 
     def quantise(self, groups: Collection[str], path: Path) -> Path:
-        """Write the graph with these groups as int8 and the rest as it was; the same groups give the same bytes.
+        """Write the graph with these groups rounded and the rest as it was; the same groups give the same bytes.
 
         Raises ExportError for a group the graph does not have, or none: the library would then take them all.
         """
         unknown = set(groups) - self.groups.keys()
         if unknown or not groups:
-            raise ExportError(f"{self.graph.name}: no int8 group {', '.join(sorted(unknown)) or 'was named'}")
+            raise ExportError(
+                f"{self.graph.name}: no {self.scheme.rounding} group {', '.join(sorted(unknown)) or 'was named'}"
+            )
         nodes = [node for name, members in self.groups.items() if name in groups for node in members]
+        if self.scheme.rounding != "int8":
+            write_graph(round_products(onnx.load(str(self.graph)), nodes, self.scheme.rounding, self._largest()), path)
+            return path
         raw = self.graph.with_name(f"raw-{self.graph.name}")
         _run_library(self.graph, raw, self.ranges, self.scheme, nodes, ())
         write_graph(onnx.load(str(raw)), path)
         _remove(raw)
         return path
+
+    def _largest(self) -> dict[str, float]:
+        """Largest magnitude of every tensor, from the library's file of ranges."""
+        found = json.loads(self.ranges.read_text("utf-8"))["data"]
+        return {
+            name: max(abs(float(np.ravel(entry[end]["data"])[0])) for end in ("lowest", "highest"))
+            for name, entry in found.items()
+        }
 
 
 def calibrate(proto: ModelProto, feeds: Sequence[Feeds], path: Path, scheme: Scheme) -> Calibrated:
@@ -102,13 +125,17 @@ def calibrate(proto: ModelProto, feeds: Sequence[Feeds], path: Path, scheme: Sch
         raise ExportError("calibration has no photos; give a folder of photos with --calibration")
     if any(not np.isfinite(value).all() for row in feeds for value in row.values()):
         raise ExportError(f"{path.name}: calibration meets values that are not finite; check the checkpoint's weights")
-    groups, parameters = _groups(proto)
+    groups, parameters = _groups(proto, scheme.rounding)
     if not groups:
-        raise ExportError(f"{path.name}: the graph has no product with a weight matrix; nothing can become int8")
-    if any(tensor.data_type == TensorProto.FLOAT16 for tensor in proto.graph.initializer):
+        raise ExportError(
+            f"{path.name}: the graph has no product with a weight matrix; nothing can become {scheme.rounding}"
+        )
+    if scheme.rounding != "int8":
+        proto = onnx.version_converter.convert_version(proto, OPSET)
+    elif any(tensor.data_type == TensorProto.FLOAT16 for tensor in proto.graph.initializer):
         proto = onnx.version_converter.convert_version(proto, HALF_OPSET)
     path.parent.mkdir(parents=True, exist_ok=True)
-    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > INLINE_LIMIT
+    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > PROTOBUF_LIMIT
     quant_pre_process(  # the graph is traced and folded already: shapes are all that is missing
         proto,
         str(path),
@@ -154,7 +181,7 @@ def evenly(total: int, count: int) -> list[int]:
     return [index * total // count for index in range(count)] if total > count else list(range(total))
 
 
-def _groups(proto: ModelProto) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
+def _groups(proto: ModelProto, rounding: Rounding) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
     """Products with a weight matrix by the part of the model they were traced from, in the graph's order."""
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     groups: dict[str, list[str]] = {}
@@ -162,6 +189,10 @@ def _groups(proto: ModelProto) -> tuple[dict[str, tuple[str, ...]], dict[str, in
     for node in proto.graph.node:
         weight = weights.get(node.input[1]) if node.op_type in PRODUCTS else None
         if weight is None or (node.op_type == "MatMul" and len(weight.dims) != 2):
+            continue
+        if rounding != "int8" and node.op_type != "MatMul":
+            continue
+        if rounding == "int4" and int4_block(weight.dims[0]) is None:
             continue
         name = _part(node)
         groups.setdefault(name, []).append(node.name)

@@ -71,7 +71,7 @@ class ExportCommand(click.Command):
 @click.option(
     "--calibration",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with 8 photos or more whose values set the ranges of int8; default: photos of the gate.",
+    help="Folder with 8 photos or more whose values set the ranges of int8 and fp8; default: photos of the gate.",
 )
 @click.option(
     "--device",
@@ -83,10 +83,10 @@ class ExportCommand(click.Command):
 )
 @click.option(
     "--engine-precision",
-    type=click.Choice(["fp16", "bf16", "fp32", "int8"]),
+    type=click.Choice(["fp16", "bf16", "fp32", "int8", "fp8", "int4"]),
     default="fp16",
     show_default=True,
-    help="Weights of the engines, TensorRT-RTX or TensorRT; norms and softmax stay fp32, with int8 all but products with weights.",
+    help="Weights of the engines, TensorRT-RTX or TensorRT; norms and softmax stay fp32; int8 and fp8 round products with weights, int4 their weights alone.",
 )
 @click.option(
     "--batch",

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from calm_export import parity
 from calm_export.aligner import export_aligner
-from calm_export.calibrate import CPU_SCHEME, ENGINE_SCHEME, Scheme, calibration_pixels
+from calm_export.calibrate import CPU_SCHEME, ENGINE_SCHEMES, Scheme, calibration_pixels
 from calm_export.engines import STAGES, Sources, source_features, source_graphs, write_sources
 from calm_export.graph import write_graph
 from calm_export.sensitivity import QUANTISATION, encode_report, quantise
@@ -58,7 +58,7 @@ def _quantise(
     judges: tuple[parity.Array, parity.Seen],
     progress: Callable[[str], None],
 ) -> tuple[ParityRow, ...]:
-    """Write int8 graphs that pass the gate of int8. Returns its rows; the groups go into the bundle's report.
+    """Write rounded graphs that pass the gate of their precision. Returns its rows; the groups go into the bundle's report.
 
     photos: pixel_values [P, 3, S, S] to calibrate on. judges: those of the gate, and what PyTorch sees in them.
     """
@@ -67,11 +67,11 @@ def _quantise(
 
     def judge(features: dict[str, parity.Array]) -> list[ParityRow]:
         scores = parity.torch_scores(work.model, features["image_embeds"], prompt, work.text)
-        read = parity.score_rows(reference, scores, "int8")
+        read = parity.score_rows(reference, scores, scheme.rounding)
         if len(scores) <= ENGINE_PHOTOS:
             read = read[:1]  # the rank correlation of so few says nothing
         return [
-            *parity.feature_rows(reference, features, "int8"),
+            *parity.feature_rows(reference, features, scheme.rounding),
             *(msgspec.structs.replace(row, stage="aligner", metric=f"{row.metric}, LLM in float32") for row in read),
         ]
 
@@ -86,12 +86,13 @@ def export_engines(work: Work, pixels: parity.Array, reference: parity.Seen, pro
     precision = work.options.engine_precision
     seen = parity.Seen({k: v[:ENGINE_PHOTOS] for k, v in reference.features.items()}, reference.scores[:ENGINE_PHOTOS])
     few = pixels[:ENGINE_PHOTOS], seen
-    if precision == "int8":
+    if precision in ENGINE_SCHEMES:
         protos = source_graphs(work.model, "fp16")
-        sources = {stage: work.scratch / f"int8-{stage}.onnx" for stage in STAGES}
+        sources = {stage: work.scratch / f"{precision}-{stage}.onnx" for stage in STAGES}
         photos = calibration_pixels(work.options.calibration, work.info.photo, pixels)
-        rows = _quantise(work, "engines", protos, sources, ENGINE_SCHEME, photos, few, progress)
-        work.rows += [msgspec.structs.replace(row, metric=f"int8 engine source: {row.metric}") for row in rows]
+        scheme = ENGINE_SCHEMES[precision]
+        rows = _quantise(work, "engines", protos, sources, scheme, photos, few, progress)
+        work.rows += [msgspec.structs.replace(row, metric=f"{precision} engine source: {row.metric}") for row in rows]
     else:
         sources = _checked_sources(work, precision, *few, progress)
     for target in engine_targets(work.options):

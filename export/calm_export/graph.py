@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from calm_runtime.errors import ExportError
 
 OPSET = 18
-INLINE_LIMIT = 2**31 - 2**20  # a protobuf message ends at 2 GB; leave room for the graph itself
+PROTOBUF_LIMIT = 2**31 - 2**20  # a protobuf message ends at 2 GB; leave room for the graph itself
+INLINE_LIMIT = 100_000_000  # a file beside the graph is mapped; weights inside it are read, parsed and copied in memory
 PRODUCER = "calm-edge"
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from calm_export.calibrate import ENGINE_SCHEMES
 from calm_export.llm import CHOICES
 from calm_export.packs import PACK_TARGETS
 from calm_export.tensorrt import BATCHES, Batches, check_batches, check_device
@@ -14,7 +15,7 @@ from calm_runtime.errors import ExportError
 
 TARGETS = ("cpu", "cuda", "tensorrt-rtx", "tensorrt", *PACK_TARGETS)
 ENCODER_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8")
+ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8", "int4")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ExportOptions:
 
     llm_precision: "auto" takes the smallest of int4, int8 and fp32 that passes the gate.
     encoder_precision: of vision encoder and aligner for the CPU. calibration: folder of photos whose values set the
-    ranges of int8; None takes the gate's.
+    ranges of int8 and fp8; None takes the gate's.
     devices: of TensorRT-RTX engines, "portable" or compute capabilities; TensorRT builds for the GPU at hand.
     engine_precision: weights of the engines of both. batches: smallest, optimised-for and largest of their profile.
     photos: folder with 100 photos or more for the gate; None edits `examples`. examples: photos with golden scores.
@@ -60,7 +61,7 @@ class ExportOptions:
             )
         if self.calibration and not self._rounds:
             raise ExportError(
-                "calibration photos serve int8 alone; add --encoder-precision int8 or --engine-precision int8"
+                "calibration photos serve int8, fp8 and int4; add --encoder-precision int8 or --engine-precision int8"
             )
         check_batches(self.batches)
         for device in self.devices:
@@ -72,7 +73,7 @@ class ExportOptions:
 
     @property
     def _rounds(self) -> bool:
-        return self.encoder_precision == "int8" or (self._has_engines and self.engine_precision == "int8")
+        return self.encoder_precision == "int8" or (self._has_engines and self.engine_precision in ENGINE_SCHEMES)
 
     def recorded(self) -> dict[str, str]:
         """The options as provenance: everything that shapes the bundle, no path of this machine."""

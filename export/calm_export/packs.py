@@ -2,7 +2,7 @@
 
     pack.json            the manifest's facts a scorer needs, the prompt's token ids, digests of the files below
     prompt_embeds.f32    embeddings of the prompt's tokens, so that the app needs no tokenizer and no embedding table
-    *.onnx (web)         the bundle's graphs for the CPU, byte for byte
+    *.onnx (web)         the bundle's graphs for the CPU, each in one file
     *.ort (mobile)       the same in ORT format, and required_operators.config for a reduced build of ONNX Runtime
 
 docs/embedding.md says how to use one.
@@ -23,7 +23,9 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import onnx
 
+from calm_export.graph import PROTOBUF_LIMIT, write_graph
 from calm_export.photos import parity_photos
 from calm_export.staging import check_output, staged
 from calm_runtime.aligner import Aligner
@@ -175,31 +177,41 @@ def write_pack(bundle: Bundle, target: PackTarget, folder: Path) -> Pack:
 
 
 def _source(bundle: Bundle, stage: Stage) -> Path:
-    """The graph of a stage for the CPU, one file. Raises ExportError when its weights are in files of their own."""
+    """The graph of a stage for the CPU. Raises ExportError when it is too large for one file, weights included."""
     graph = bundle.graph(stage, "cpu")
     if graph is None:
         raise ExportError(f"{bundle.path}: no {stage} for the CPU; export the bundle again")
-    if f"{graph.path}.data" in bundle.manifest.files:
+    files = [bundle.manifest.files.get(name) for name in (graph.path, _data(graph.path))]
+    if sum(entry.bytes for entry in files if entry is not None) > PROTOBUF_LIMIT:
         raise ExportError(
-            f"{bundle.path}: {graph.path} is above 2 GB, more than browsers and ORT format can load; "
+            f"{bundle.path}: {graph.path} with its weights is above 2 GB, more than browsers and ORT format can load; "
             "export a smaller model or a lower precision"
         )
     return bundle.file(graph.path)
 
 
+def _data(graph: str) -> str:
+    """Where `write_graph` puts the weights of a large graph."""
+    return f"{graph}.data"
+
+
 def _write_web(sources: dict[Stage, Path], folder: Path) -> dict[Stage, str]:
     for stage, source in sources.items():
-        shutil.copyfile(source, folder / f"{stage}.onnx")
+        target = folder / f"{stage}.onnx"
+        if Path(_data(str(source))).is_file():
+            write_graph(onnx.load(source), target, inline_limit=PROTOBUF_LIMIT)
+        else:
+            shutil.copyfile(source, target)
     return {stage: f"{stage}.onnx" for stage in sources}
 
 
 def _write_mobile(sources: dict[Stage, Path], folder: Path) -> dict[Stage, str]:
     """ORT format, optimised for ARM but for nothing an x86 emulator lacks. The converter runs in its own process."""
     with tempfile.TemporaryDirectory(prefix="calm-pack-") as scratch:
-        onnx, ort = Path(scratch) / "onnx", Path(scratch) / "ort"
-        onnx.mkdir()
-        _write_web(sources, onnx)
-        command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", str(onnx),
+        plain, ort = Path(scratch) / "onnx", Path(scratch) / "ort"
+        plain.mkdir()
+        _write_web(sources, plain)
+        command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", str(plain),
                    "--output_dir", str(ort), "--optimization_style", "Fixed", "--target_platform", "arm"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

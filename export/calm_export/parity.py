@@ -28,8 +28,16 @@ from calm_train.model import CalmForConditionalGeneration
 
 Array = npt.NDArray[np.float32]
 
-MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.999, "int8": 0.99, "int8-dynamic": 0.99, "int4": 0.99}
-MAX_SCORE_DIFFERENCE = {"fp32": 0.02, "fp16": 0.05, "int8": 0.15, "int8-dynamic": 0.15, "int4": 0.15}
+MIN_COSINE = {
+    "fp32": 0.9999,
+    "fp16": 0.999,
+    "bf16": 0.999,
+    "int8": 0.99,
+    "int8-dynamic": 0.99,
+    "fp8": 0.99,
+    "int4": 0.99,
+}
+MAX_SCORE_DIFFERENCE = {"fp32": 0.02, "fp16": 0.05, "int8": 0.15, "int8-dynamic": 0.15, "fp8": 0.15, "int4": 0.15}
 MIN_SRCC = 0.99
 _BATCH = 4
 

@@ -1,4 +1,4 @@
-"""Which products may be int8: every group is tried alone, and the most sensitive stay float until the gate holds."""
+"""Which products may be rounded: every group is tried alone, and the most sensitive stay float until the gate holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx
 from onnx import ModelProto
 
 from calm_export import parity
-from calm_export.calibrate import Array, Calibrated, Scheme, calibrate, evenly
+from calm_export.calibrate import Array, Calibrated, Rounding, Scheme, calibrate, evenly
 from calm_export.engines import STAGES, Sources
 from calm_export.figures import cosine_per_photo, signal_to_noise
 from calm_export.graph import write_graph
@@ -28,11 +28,12 @@ QUANTISATION = "quantisation.json"
 PROBE_PHOTOS = 8  # every group costs a quantisation and a run of these
 
 Features = dict[str, Array]
+Decision = Literal[Rounding, "float"]
 Gate = Callable[[Features], Sequence[ParityRow]]
 
 
 class GroupRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One group of products: what it alone as int8 does to the features, and what became of it.
+    """One group of products: what it alone, rounded, does to the features, and what became of it.
 
     cosine: the smallest over photos and features. snr_db: of the feature it disturbs most; null when it changes nothing.
     """
@@ -43,13 +44,13 @@ class GroupRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parameters: int
     cosine: float
     snr_db: float | None
-    decision: Literal["int8", "float"]
+    decision: Decision
     reason: str
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """Graphs with int8 products, the figures of their gate, and every group, the most sensitive first."""
+    """Graphs with rounded products, the figures of their gate, and every group, the most sensitive first."""
 
     rows: tuple[ParityRow, ...]
     groups: tuple[GroupRow, ...]
@@ -57,7 +58,7 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Probe:
-    """One group alone as int8: the smallest cosine of the features, and the noise of the feature it disturbs most."""
+    """One group alone, rounded: the smallest cosine of the features, and the noise of the feature it disturbs most."""
 
     stage: Stage
     group: str
@@ -74,18 +75,18 @@ def quantise(
     scheme: Scheme,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Quantised:
-    """Write both stages as int8 to `sources`, with as few groups left float as the gate asks for.
+    """Write both stages, rounded after the scheme, to `sources`, with as few groups left float as the gate asks for.
 
     pixels: pixel_values [P, 3, S, S] of the calibration photos; PROBE_PHOTOS of them also measure the groups.
     gate: pixel_values of the photos that judge, and the rows their features have to pass.
-    Raises ExportError when the graphs miss the gate with any group as int8, or cannot be quantised.
+    Raises ExportError when the graphs miss the gate with any group rounded, or cannot be quantised.
     """
     calibrated = calibrate_stages(protos, pixels, scratch, scheme, progress)
     probes = sensitivities(calibrated, pixels[evenly(len(pixels), PROBE_PHOTOS)], scratch, progress)
     judged, judge = gate
 
     def attempt(kept: int) -> tuple[ParityRow, ...]:
-        progress(f"int8 with {kept} of {len(probes)} groups in float")
+        progress(f"{scheme.rounding} with {kept} of {len(probes)} groups in float")
         for stage in STAGES:
             chosen = [probe.group for probe in probes[kept:] if probe.stage == stage]
             if chosen:
@@ -94,17 +95,19 @@ def quantise(
                 write_graph(onnx.load(str(calibrated[stage].graph)), sources[stage])
         return tuple(judge(parity.onnx_features(sources["vision_encoder"], sources["aligner"], judged)))
 
-    rows, missed, kept = _fewest(attempt, len(probes))
+    rows, missed, kept = _fewest(attempt, len(probes), scheme.rounding)
     return Quantised(rows, tuple(_rows(calibrated, probes, kept, missed)))
 
 
-def _fewest(attempt: Callable[[int], tuple[ParityRow, ...]], groups: int) -> tuple[tuple[ParityRow, ...], str, int]:
+def _fewest(
+    attempt: Callable[[int], tuple[ParityRow, ...]], groups: int, rounding: Rounding
+) -> tuple[tuple[ParityRow, ...], str, int]:
     """The smallest number of groups in float that passes, by halving: its rows, what one fewer missed, and the number."""
     rows = attempt(0)
     missed = parity.describe(rows)
     if not missed:
         return rows, "", 0
-    low, high, last = 0, groups, 0  # low misses; all in float is not int8 any more
+    low, high, last = 0, groups, 0  # low misses; all in float is not rounded any more
     while high - low > 1:
         last = (low + high) // 2
         rows = attempt(last)
@@ -113,7 +116,9 @@ def _fewest(attempt: Callable[[int], tuple[ParityRow, ...]], groups: int) -> tup
         else:
             high = last
     if high == groups:
-        raise ExportError(f"as int8 the graphs miss the gate whatever stays float: {missed}; take fp32 or fp16 instead")
+        raise ExportError(
+            f"as {rounding} the graphs miss the gate whatever stays float: {missed}; take fp32 or fp16 instead"
+        )
     return (rows if last == high else attempt(high)), missed, high
 
 
@@ -145,7 +150,7 @@ def sensitivities(
     scratch: Path,
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[Probe]:
-    """Every group alone as int8, all else float, measured on pixel_values [P, 3, S, S]; the most sensitive first."""
+    """Every group alone rounded, all else float, measured on pixel_values [P, 3, S, S]; the most sensitive first."""
     encoder = VisionEncoder(OnnxSession(calibrated["vision_encoder"].graph))
     mfam = Aligner(OnnxSession(calibrated["aligner"].graph))
     hidden = [encoder(row[None]) for row in pixels]
@@ -155,7 +160,7 @@ def sensitivities(
     probes = []
     for stage in STAGES:
         for group in calibrated[stage].groups:
-            progress(f"{stage}: {group} alone as int8")
+            progress(f"{stage}: {group} alone as {calibrated[stage].scheme.rounding}")
             tried = OnnxSession(calibrated[stage].quantise([group], probe))
             if stage == "vision_encoder":
                 encoder = VisionEncoder(tried)
@@ -189,8 +194,9 @@ def read_report(path: Path) -> dict[str, list[GroupRow]]:
 
 def _rows(calibrated: dict[Stage, Calibrated], probes: Sequence[Probe], kept: int, missed: str) -> Iterable[GroupRow]:
     for rank, probe in enumerate(probes, start=1):
-        decision: Literal["int8", "float"] = "float" if rank <= kept else "int8"
-        reason = "the gate holds with it as int8"
+        rounding = calibrated[probe.stage].scheme.rounding
+        decision: Decision = "float" if rank <= kept else rounding
+        reason = f"the gate holds with it as {rounding}"
         if decision == "float":
             reason = f"sensitivity rank {rank} of {len(probes)}; with {kept - 1} groups in float: {missed}"
         part = calibrated[probe.stage]

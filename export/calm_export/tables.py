@@ -39,13 +39,15 @@ def stage_table(report: VerifyReport) -> Table:
 
 
 def show_groups(console: Console, output: Path) -> None:
-    """The groups of products of the int8 graphs, where the bundle has some, the most sensitive first."""
+    """The groups of products of the rounded graphs, where the bundle has some, the most sensitive first."""
     from calm_export.sensitivity import QUANTISATION, read_report
 
     if not (output / QUANTISATION).is_file():
         return
     for what, groups in read_report(output / QUANTISATION).items():
-        table = Table("group", "products", "cosine alone", "SNR", "decision", "reason", title=f"int8, {what}")
+        table = Table(
+            "group", "products", "cosine alone", "SNR", "decision", "reason", title=f"rounded products, {what}"
+        )
         for row in groups:
             noise = "" if row.snr_db is None else f"{row.snr_db:.1f} dB"
             table.add_row(row.group, str(row.products), f"{row.cosine:.5f}", noise, row.decision, escape(row.reason))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from calm_runtime.bundle import LlmSpec
 from calm_runtime.errors import BundleCorrupt, UsageError
+from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.session import Array, Session
 
 EMBED_TOKENS = "embed_tokens"
@@ -118,17 +119,55 @@ class LanguageModel:
         sampling = sampling or Sampling()
         random = np.random.default_rng(sampling.seed)
         barred = np.asarray(sorted(forbidden), dtype=np.int64)
-        room = self.spec.context_length - cache.length - len(ids)
-        logits, cache = self.prefill(self.embed(ids)[None], cache)
-        for step in range(min(max_new_tokens, room)):
+        count = min(max_new_tokens, self.spec.context_length - cache.length - len(ids))
+        read = self._reader(cache, len(ids) + max(0, count))
+        logits = read(ids)
+        for step in range(count):
             row = logits[0].astype(np.float64)
             row[barred] = -np.inf
             token = draw(row, sampling, random)
             if token in stop:
                 return
             yield token
-            if step + 1 < min(max_new_tokens, room):
-                logits, cache = self.prefill(self.embed([token])[None], cache)
+            if step + 1 < count:
+                logits = read([token])
+
+    def _reader(self, cache: KvCache, room: int) -> Callable[[Sequence[int]], npt.NDArray[np.float32]]:
+        """A function that reads up to `room` tokens, call after call, behind `cache`, and gives the last one's logits.
+
+        On a CPU keys and values grow in place: `prefill` copies all of them for every token, which costs a model of
+        0.6 B parameters a quarter of its speed at 256 tokens.
+        """
+        if not isinstance(self._session, OnnxSession) or self._session.device != "cpu":
+            return self._copying_reader(cache)
+        if cache.length + room > self.spec.context_length:
+            raise UsageError(f"the text needs {cache.length + room} tokens, the model reads {self.spec.context_length}")
+        length = cache.length
+        shape = (1, self.spec.kv_heads, length + room, self.spec.head_dim)
+        past: dict[str, Array] = {}
+        present: dict[str, Array] = {}
+        for layer, pair in enumerate(cache.layers):
+            for name, values in zip(("key", "value"), pair, strict=True):
+                grown = np.empty(shape, values.dtype)
+                grown[:, :, :length] = values
+                past[f"past_key_values.{layer}.{name}"] = present[f"present.{layer}.{name}"] = grown
+        run = self._session.bind("logits", past, present)
+
+        def read(ids: Sequence[int]) -> npt.NDArray[np.float32]:
+            nonlocal length
+            length += len(ids)
+            logits = run({"inputs_embeds": self.embed(ids)[None], "attention_mask": np.ones((1, length), np.int64)})
+            return logits[:, -1].astype(np.float32, copy=False)
+
+        return read
+
+    def _copying_reader(self, cache: KvCache) -> Callable[[Sequence[int]], npt.NDArray[np.float32]]:
+        def read(ids: Sequence[int]) -> npt.NDArray[np.float32]:
+            nonlocal cache
+            logits, cache = self.prefill(self.embed(ids)[None], cache)
+            return logits
+
+        return read
 
     def close(self) -> None:
         self._session.close()
