@@ -31,7 +31,7 @@ from speed_page import TITLES, render
 
 HERE = Path(__file__).parent
 MAIN = tuple(TITLES)
-REMEDIES = (*(f"calm:fp32:{form}" for form in LLM_FORMS), "calm:int8-dynamic:int4")
+REMEDIES = (*(f"calm:fp32:{form}" for form in LLM_FORMS), "calm:int8-dynamic:int8-dynamic")
 NEEDS = {"openvino": ("openvino",), "llama.cpp": ("llama_cpp", "gguf")}
 PACKAGES = ("torch", "onnxruntime", "openvino", "llama-cpp-python")
 PARITY = "parity"

@@ -14,7 +14,8 @@ from calm_runtime.bundle import DEFAULT_BUNDLE, LlmSpec
 
 SIZES = ("nano", "edge")
 NANO = Path(__file__).parents[1] / "models" / "calm-nano"
-EYES = ("fp32", "int8-dynamic")
+EYES = ("fp32", "int8", "int8-dynamic")
+CALIBRATION_PHOTOS = 8
 GGUF = "llm.gguf"
 SHAPE = "shape.json"
 EMBED = "embed_tokens.safetensors"
@@ -82,7 +83,8 @@ def prepare(size: str, folder: Path, llms: set[str], eyes: set[str], gguf: bool,
     for name in sorted(eyes):
         if not (folder / f"eyes-{name}").is_dir():
             say(f"{size}: vision encoder and aligner as {name}")
-            _whole(folder / f"eyes-{name}", lambda place: _quantise_eyes(folder / "eyes-fp32", place))
+            rounded = _calibrate_eyes if name == "int8" else _quantise_eyes
+            _whole(folder / f"eyes-{name}", lambda place, rounded=rounded: rounded(folder / "eyes-fp32", place))
     for name in sorted(llms, key=list(LLM_FORMS).index):
         if not (folder / f"llm-{name}").is_dir():
             say(f"{size}: LLM as {name}")
@@ -169,6 +171,30 @@ def _quantise_eyes(source: Path, folder: Path) -> None:
 
     for name in ("vision_encoder.onnx", "aligner.onnx"):
         write_graph(dynamic_int8(source / name), folder / name)
+
+
+def _calibrate_eyes(source: Path, folder: Path) -> None:
+    """What `calm export --encoder-precision int8` writes when no group of products has to stay float."""
+    import tempfile
+    from itertools import islice
+
+    import onnx
+
+    from calm_export import parity
+    from calm_export.calibrate import CPU_SCHEME
+    from calm_export.engines import STAGES
+    from calm_export.photos import parity_photos
+    from calm_export.sensitivity import calibrate_stages
+    from calm_runtime.photo import PhotoSpec
+
+    spec = PhotoSpec(size=read_shape(source.parent).photo_size)
+    examples = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
+    photos = islice(parity_photos(spec, None, examples), CALIBRATION_PHOTOS)
+    pixels = parity.pixel_batch((photo.picture for photo in photos), spec)
+    with tempfile.TemporaryDirectory(prefix="calm-int8-") as scratch:
+        graphs = {stage: onnx.load(source / f"{stage}.onnx") for stage in STAGES}
+        for stage, part in calibrate_stages(graphs, pixels, Path(scratch), CPU_SCHEME).items():
+            part.quantise(part.groups, folder / f"{stage}.onnx")
 
 
 def _shape_of(model: Any, tokenizer: Any, info: Any) -> Shape:

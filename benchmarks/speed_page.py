@@ -10,7 +10,8 @@ EAGER = "eager-fp32"
 TITLES = {
     OURS: "this runtime, as exported (int4)",
     "calm:fp32:int8-dynamic": "this runtime, LLM int8-dynamic",
-    "calm:int8-dynamic:int8-dynamic": "this runtime, dynamic int8 throughout",
+    "calm:int8:int4": "this runtime, vision int8, LLM int4",
+    "calm:int8:int8-dynamic": "this runtime, vision int8, LLM int8-dynamic",
     EAGER: "PyTorch eager, fp32",
     "eager-bf16": "PyTorch eager, bf16",
     "compile-fp32": "torch.compile, fp32",
@@ -96,7 +97,7 @@ def remedy_table(table: Medians, drift: dict[str, Any]) -> list[str]:
     for name in (name for name in table if name.startswith("calm:")):
         _, eyes, llm = name.split(":")
         row, moved = table[name], drift.get(name, {})
-        title = FORMS[llm] + ("" if eyes == "fp32" else "; vision and aligner int8-dynamic")
+        title = FORMS[llm] + ("" if eyes == "fp32" else f"; vision and aligner {eyes}")
         lines.append(
             f"| {title} | {cell(row['prefill_tok_s'])} | {cell(ratio(row['prefill_tok_s'], base.get('prefill_tok_s')), 2)} "
             f"| {cell(row['decode_tok_s'], 1)} | {cell(row['score_ms'], 1)} "
