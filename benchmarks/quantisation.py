@@ -1,4 +1,4 @@
-"""What int8 buys and costs: size, latency and quality of vision encoder and aligner in three sizes.
+"""What int8 and, for engines, fp8 and int4 buy and cost: size, latency and quality of vision encoder and aligner in three sizes.
 
 python benchmarks/quantisation.py [--sizes nano] [--photos DIR] [--calibration DIR]
 
@@ -26,7 +26,7 @@ import torch
 from engines import config_of
 
 from calm_export import parity
-from calm_export.calibrate import CPU_SCHEME, ENGINE_SCHEME, calibration_pixels
+from calm_export.calibrate import CPU_SCHEME, ENGINE_SCHEME, ENGINE_SCHEMES, calibration_pixels
 from calm_export.engines import STAGES, Sources, source_graphs
 from calm_export.figures import cosine_per_photo
 from calm_export.graph import write_graph
@@ -144,7 +144,7 @@ def quality(reference: parity.Seen, found: parity.Seen) -> dict[str, float | Non
 def built_engines(
     subject: Subject, chosen: parity.Array, judged: parity.Array, found: Quantised, work: Path, say: Any
 ) -> list[dict[str, Any]]:
-    """TensorRT-RTX engines as fp16 and as int8 with the groups that the CPU's pass chose; built, not run."""
+    """TensorRT-RTX engines, built, not run: fp16, int8 with the groups that the CPU's pass chose, fp8 and int4 with all."""
     calibrated = calibrate_stages(source_graphs(subject.model, "fp16"), chosen, work / "half", ENGINE_SCHEME, say)
     half: Sources = {stage: calibrated[stage].graph for stage in STAGES}
     mixed: Sources = {}
@@ -152,8 +152,16 @@ def built_engines(
         groups = [row.group for row in found.groups if row.stage == stage and row.decision == "int8"]
         mixed[stage] = calibrated[stage].quantise(groups, work / f"mixed-{stage}.onnx") if groups else half[stage]
     expected = parity.onnx_features(half["vision_encoder"], half["aligner"], judged)
+    precisions = {"fp16": half, "int8": mixed}
+    for rounding in ("fp8", "int4"):
+        photos = chosen if rounding == "fp8" else chosen[:1]  # int4 rounds weights alone
+        graphs = source_graphs(subject.model, "fp16")
+        parts = calibrate_stages(graphs, photos, work / rounding, ENGINE_SCHEMES[rounding], say)
+        precisions[rounding] = {
+            stage: part.quantise(part.groups, work / f"{rounding}-{stage}.onnx") for stage, part in parts.items()
+        }
     rows = []
-    for precision, sources in (("fp16", half), ("int8", mixed)):
+    for precision, sources in precisions.items():
         features = parity.onnx_features(sources["vision_encoder"], sources["aligner"], judged)
         cosine = min(float(cosine_per_photo(expected[name], value).min()) for name, value in features.items())
         for stage in STAGES:
@@ -182,7 +190,7 @@ def page(results: dict[str, Any]) -> str:
     def figure(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    lines = ["# int8 vision encoder and aligner: size, latency, quality", ""]
+    lines = ["# Rounded vision encoder and aligner: size, latency, quality", ""]
     for size, result in results.items():
         lines += [
             f"{size}: {result['weights']} weights, {result['photos']} photos,",
@@ -204,7 +212,11 @@ def page(results: dict[str, Any]) -> str:
                 f"| {row['ms'] / plain['ms']:.2f} | {row['cosine']:.5f} | {figure(row['score_difference'], 3)} "
                 f"| {figure(row['srcc'], 4)} |"
             )
-    lines += ["", "TensorRT-RTX engines, portable, built and not run; cosine of the graphs they are built from.", ""]
+    lines += [
+        "",
+        "TensorRT-RTX engines, portable, built and not run; cosine of the graphs they are built from. int8: with the groups chosen above; fp8 and int4: with all.",
+        "",
+    ]
     lines += ["| model | stage | precision | engine | fused attention | activations | build | cosine to fp16 |"]
     lines += ["| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"]
     for size, result in results.items():
