@@ -30,7 +30,7 @@ def untrained_scorer() -> CheckpointScorer:
     """The same architecture with random weights (seed 1)."""
     scorer = CheckpointScorer(CHECKPOINT)
     torch.manual_seed(1)
-    scorer.model = CalmForConditionalGeneration(scorer.model.config).eval().to(scorer.device)
+    scorer.model = CalmForConditionalGeneration(scorer.model.config).eval()
     torch.nn.init.normal_(scorer.model.aligner.cues.features)
     return scorer
 

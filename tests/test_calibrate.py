@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from tiny_models import make_config, make_photos
 
 from calm_export import parity
@@ -29,12 +30,14 @@ from calm_export.calibrate import (
 from calm_export.cli import export
 from calm_export.engines import STAGES, Sources, source_graphs
 from calm_export.graph import write_graph
+from calm_export.low_bits import OPSET, round_products
 from calm_export.options import ExportOptions
 from calm_export.sensitivity import Quantised, quantise
 from calm_export.tensorrt import engine_profile, run_build
 from calm_export.tensorrt_build import BuildRequest
 from calm_runtime.bundle import ParityRow, Stage
 from calm_runtime.errors import ExportError
+from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.photo import PhotoSpec
 from calm_train.model import CalmForConditionalGeneration
 
@@ -152,6 +155,25 @@ def test_fp8_and_int4_engines_hold_the_gate_and_are_built(
     if rounding == "fp8":  # Ampere has no such products: the fault is told, not discovered on the device
         answer = run_build(msgspec.structs.replace(request, device="8.6"))
         assert answer.fault == "precision"
+
+
+@pytest.mark.parametrize("rounding", ["fp8", "int4"])
+def test_weights_too_small_for_a_float16_scale_stay_finite(rounding: Literal["fp8", "int4"], tmp_path: Path) -> None:
+    weights = [np.zeros((64, 8), np.float16), np.full((64, 8), 1e-6, np.float16), np.ones((64, 8), np.float16)]
+    nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"], f"product{i}") for i in range(3)]
+    value = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT16)
+    graph = helper.make_graph(
+        nodes, "g", [value("x", shape=[1, 64])], [value(f"y{i}", shape=[1, 8]) for i in range(3)],
+        [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    round_products(proto, [node.name for node in nodes], rounding, {"x": 0.0 if rounding == "int4" else 2.0})
+    onnx.save(proto, tmp_path / "g.onnx")
+    onnx.checker.check_model(str(tmp_path / "g.onnx"), full_check=True)
+    x = np.ones((1, 64), np.float16)
+    found = OnnxSession(tmp_path / "g.onnx").run({"x": x})
+    for index, weight in enumerate(weights):
+        assert np.abs(found[f"y{index}"] - x @ weight).max() < 0.01
 
 
 def test_the_most_sensitive_groups_stay_float_as_far_as_the_gate_asks(

@@ -13,7 +13,7 @@ import torch
 from tiny_models import make_config
 
 from calm_export.aligner import export_aligner
-from calm_export.graph import write_graph
+from calm_export.graph import graph_sha256, write_graph
 from calm_export.vision import HIDDEN_STATES, export_vision
 from calm_train.config import CalmConfig
 from calm_train.model import CalmForConditionalGeneration
@@ -88,6 +88,13 @@ def test_a_graph_above_the_limit_keeps_its_weights_beside_it(tmp_path: Path) -> 
     assert [f.name for f in files] == ["vision_encoder.onnx", "vision_encoder.onnx.data"]
     onnxruntime.InferenceSession(files[0], providers=["CPUExecutionProvider"])
     assert files[0].stat().st_size < files[1].stat().st_size
+    digest = graph_sha256(files[0])
+    weights = bytearray(files[1].read_bytes())
+    weights[-1] ^= 1
+    files[1].write_bytes(weights)
+    assert graph_sha256(files[0]) != digest
+    write_graph(export_vision(model), tmp_path / "vision_encoder.onnx")
+    assert [f.name for f in tmp_path.iterdir()] == ["vision_encoder.onnx"]  # no weights of the graph before
 
 
 def test_a_graph_carries_no_trace_of_the_machine_that_made_it(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_weights_beside_a_graph_come_into_the_packs_one_file(bundle: Bundle, tmp
     original = bundle.file("aligner.onnx")
     source, data = write_graph(onnx.load(original), tmp_path / "aligner.onnx", inline_limit=1000)
     (tmp_path / "pack").mkdir()
+    (tmp_path / "linked").hardlink_to(data)  # as in a Triton repository made of the bundle
     packs._write_web({"aligner": source}, tmp_path / "pack")
     data.unlink()
     assert [file.name for file in (tmp_path / "pack").iterdir()] == ["aligner.onnx"]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from calm_runtime import Calm, Score
+from calm_runtime import llm as llm_module
 from calm_runtime.batch import score_in_batches
 from calm_runtime.bundle import LlmSpec
 from calm_runtime.errors import (
@@ -175,17 +176,21 @@ def test_decoding_in_place_equals_copying_and_leaves_the_shared_cache_alone(
     before = [(key.copy(), value.copy()) for key, value in cache.layers]
     poisoned = np.empty
     monkeypatch.setattr(np, "empty", lambda *a, **k: np.full_like(poisoned(*a, **k), np.nan))
-    for room in (10, 60):  # the buffer's unused end must not be read
-        in_place, copying = llm._reader(cache, room), llm._copying_reader(cache)
+    for stride in (1, 3, 256):  # the buffer's unused end must not be read
+        monkeypatch.setattr(llm_module, "_STRIDE", stride)
+        in_place, copying = llm._reader(cache, 10), llm._copying_reader(cache)
         for piece in (ids[30:36], ids[36:37], ids[37:38], ids[38:40]):
             assert np.array_equal(in_place(piece), copying(piece))
     for (key, value), (old_key, old_value) in zip(cache.layers, before, strict=True):
         assert np.array_equal(key, old_key)
         assert np.array_equal(value, old_value)
     closed = LanguageModel(OnnxSession(calm.bundle.file("llm/model.onnx")), calm._llm._table, llm.spec)
+    stream = closed.generate(cache, ids[:1], 3, stop=())
+    next(stream)
     closed.close()
-    with pytest.raises(EngineError, match="closed"):
-        next(closed.generate(cache, ids[:1], 3, stop=()))
+    for late in (stream, closed.generate(cache, ids[:1], 3, stop=())):
+        with pytest.raises(EngineError, match="closed"):
+            next(late)
 
 
 def test_rows_of_a_prefill_do_not_see_each_other(calm: Calm) -> None:

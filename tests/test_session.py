@@ -61,6 +61,20 @@ def test_an_engine_of_another_gpu_is_never_chosen(manifest: Manifest) -> None:
         select_engine(foreign, RTX, Hardware("12.0"), "tensorrt-rtx")
 
 
+def test_a_portable_engine_is_not_chosen_where_its_arithmetic_is_missing(manifest: Manifest) -> None:
+    def as_portable(precision: str) -> Manifest:
+        graphs = [msgspec.structs.replace(g, precision=precision) for g in manifest.graphs if g.device == "portable"]
+        others = [g for g in manifest.graphs if g.target not in ("tensorrt-rtx", "tensorrt")]
+        return msgspec.structs.replace(manifest, graphs=(*graphs, *others))
+
+    assert select_engine(as_portable("fp8"), RTX, Hardware("8.9")).engine == "tensorrt-rtx"
+    assert select_engine(as_portable("fp8"), RTX, Hardware("8.6")).engine == "cuda"
+    assert select_engine(as_portable("fp16"), RTX, Hardware("8.6")).engine == "tensorrt-rtx"
+    assert select_engine(as_portable("fp16"), RTX, Hardware("7.5")).engine == "cuda"
+    with pytest.raises(EngineMissing, match=r"8\.6"):
+        select_engine(as_portable("fp8"), RTX, Hardware("8.6"), "tensorrt-rtx")
+
+
 def test_onnx_means_onnx_runtime_on_the_best_device(manifest: Manifest) -> None:
     assert select_engine(manifest, RTX, ADA, "onnx").engine == "cuda"
     assert select_engine(manifest, CPU, ADA, "onnx").engine == "cpu"

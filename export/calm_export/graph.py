@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import ModelProto
+from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
 from calm_runtime.errors import ExportError
@@ -19,6 +21,8 @@ OPSET = 18
 PROTOBUF_LIMIT = 2**31 - 2**20  # a protobuf message ends at 2 GB; leave room for the graph itself
 INLINE_LIMIT = 100_000_000  # a file beside the graph is mapped; weights inside it are read, parsed and copied in memory
 PRODUCER = "calm-edge"
+_SMALL = 1024  # bytes: weights that stay in the graph
+_PAGE = 4096  # where a mapping may begin
 
 logger = logging.getLogger(__name__)
 
@@ -88,21 +92,48 @@ def _strip_node(node: onnx.NodeProto) -> None:
 def write_graph(proto: ModelProto, path: Path, *, inline_limit: int = INLINE_LIMIT) -> tuple[Path, ...]:
     """Write a graph, its weights inside the file; above `inline_limit` bytes they go beside it as NAME.data.
 
-    Returns the files written. Raises ExportError when ONNX's checker refuses the result.
+    Returns the files written. A proto whose weights went beside the file has none any more.
     """
     canonical(proto)
     path.parent.mkdir(parents=True, exist_ok=True)
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    data = data_file(path)
+    data.unlink(missing_ok=True)  # of a larger graph that was here before
     files: tuple[Path, ...] = (path,)
     if size > inline_limit:
-        data = path.with_name(path.name + ".data")
-        data.unlink(missing_ok=True)  # onnx appends to an existing file
-        onnx.save_model(proto, path, save_as_external_data=True, location=data.name, size_threshold=1024)
+        _move_weights(proto, data)
         files = (path, data)
-    else:
-        path.write_bytes(proto.SerializeToString(deterministic=True))
+    path.write_bytes(proto.SerializeToString(deterministic=True))
     logger.info("wrote %s: %d nodes, %.1f MB of weights", path.name, len(proto.graph.node), size / 1e6)
     return files
+
+
+def data_file(path: Path) -> Path:
+    """Where `write_graph` puts the weights of a large graph."""
+    return path.with_name(path.name + ".data")
+
+
+def graph_sha256(path: Path) -> str:
+    """SHA-256 of a graph's file followed by its weights', where they are beside it."""
+    digest = hashlib.sha256()
+    for file in (path, data_file(path)):
+        if file.is_file():
+            with file.open("rb") as handle:
+                while block := handle.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _move_weights(proto: ModelProto, data: Path) -> None:
+    """Not by `onnx.save_model`, which looks for the file it is about to write in the working directory, too."""
+    with data.open("wb") as handle:
+        for tensor in proto.graph.initializer:
+            if len(tensor.raw_data) < _SMALL:
+                continue
+            handle.write(b"\0" * (-handle.tell() % _PAGE))
+            set_external_data(tensor, data.name, handle.tell(), len(tensor.raw_data))
+            handle.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
 
 
 @contextlib.contextmanager

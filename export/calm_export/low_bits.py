@@ -19,6 +19,7 @@ Float = npt.NDArray[Any]
 
 OPSET = 21  # the first whose DequantizeLinear has blocks
 E4M3_LARGEST = 448.0
+LEAST_SCALE = 2.0**-14  # float16's smallest normal number: below it a scale could round to zero
 INT4_LARGEST = 7  # of -8..7: symmetric
 BLOCKS = (64, 32, 16)  # weights that share a scale: the first that divides the inner dimension
 
@@ -50,7 +51,7 @@ def round_products(
                 written.append(dequantise)
             if rounding == "fp8" and source not in rounded:
                 rounded[source] = f"{source}_rounded"
-                scale = np.array(max(largest[source], 1e-6) / E4M3_LARGEST, matrix.dtype)
+                scale = np.array(max(largest[source] / E4M3_LARGEST, LEAST_SCALE), matrix.dtype)
                 graph.initializer.extend(_scale_and_zero(source, scale))
                 names = [source, f"{source}_scale", f"{source}_zero"]
                 written.append(helper.make_node("QuantizeLinear", names, [f"{source}_fp8"], f"{source}/quantise"))
@@ -77,7 +78,7 @@ def _scale_and_zero(name: str, scale: Float) -> list[TensorProto]:
 
 
 def _fp8_weight(name: str, matrix: Float) -> tuple[list[TensorProto], NodeProto]:
-    scale = np.array(max(float(np.abs(matrix).max()), 1e-6) / E4M3_LARGEST, matrix.dtype)
+    scale = np.array(max(float(np.abs(matrix).max()) / E4M3_LARGEST, LEAST_SCALE), matrix.dtype)
     values = (matrix.astype(np.float32) / scale.astype(np.float32)).clip(-E4M3_LARGEST, E4M3_LARGEST)
     raw = values.astype(ml_dtypes.float8_e4m3fn).tobytes()
     stored = helper.make_tensor(f"{name}_fp8", TensorProto.FLOAT8E4M3FN, matrix.shape, raw, raw=True)
@@ -89,8 +90,12 @@ def _int4_weight(name: str, matrix: Float) -> tuple[list[TensorProto], NodeProto
     block = int4_block(inner)
     assert block is not None  # such a product is in no group
     blocks = matrix.astype(np.float32).reshape(inner // block, block, outer)
-    scale = np.maximum(np.abs(blocks).max(axis=1) / INT4_LARGEST, 1e-6).astype(matrix.dtype)  # [inner / block, outer]
+    scale = np.maximum(np.abs(blocks).max(axis=1) / INT4_LARGEST, LEAST_SCALE).astype(
+        matrix.dtype
+    )  # [inner / block, outer]
     values = np.rint(blocks / scale[:, None].astype(np.float32)).clip(-INT4_LARGEST - 1, INT4_LARGEST)
-    stored = helper.make_tensor(f"{name}_int4", TensorProto.INT4, matrix.shape, values.astype(np.int8).ravel().tolist())
+    pairs = values.astype(np.int8).reshape(-1, 2)  # outer * inner is even: the block is
+    raw = ((pairs[:, 0] & 15) | (pairs[:, 1] << 4)).astype(np.int8).tobytes()  # the first in the lower four bits
+    stored = helper.make_tensor(f"{name}_int4", TensorProto.INT4, matrix.shape, raw, raw=True)
     tensors = [stored, numpy_helper.from_array(scale, f"{name}_scale")]
     return tensors, _dequantise(name, stored.name, axis=0, block_size=block)

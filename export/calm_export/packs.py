@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import onnx
 
-from calm_export.graph import PROTOBUF_LIMIT, write_graph
+from calm_export.graph import PROTOBUF_LIMIT, data_file, write_graph
 from calm_export.photos import parity_photos
 from calm_export.staging import check_output, staged
 from calm_runtime.aligner import Aligner
@@ -147,7 +147,9 @@ def write_pack(bundle: Bundle, target: PackTarget, folder: Path) -> Pack:
     manifest = bundle.manifest
     sources = {stage: _source(bundle, stage) for stage in STAGES}
     names = _WRITERS[target](sources, folder)
-    if target != "web":  # there the files are the bundle's own
+    if target != "web" or any(
+        data_file(source).is_file() for source in sources.values()
+    ):  # else the bundle's own files
         _require_same_scores(bundle, {stage: folder / name for stage, name in names.items()})
     tokenizer = TextTokenizer(bundle.file(TOKENIZER), manifest.llm.bos_token_id)
     before, after = split_prompt(manifest.prompts["score"], tokenizer)
@@ -181,7 +183,7 @@ def _source(bundle: Bundle, stage: Stage) -> Path:
     graph = bundle.graph(stage, "cpu")
     if graph is None:
         raise ExportError(f"{bundle.path}: no {stage} for the CPU; export the bundle again")
-    files = [bundle.manifest.files.get(name) for name in (graph.path, _data(graph.path))]
+    files = [bundle.manifest.files.get(name) for name in (graph.path, f"{graph.path}.data")]
     if sum(entry.bytes for entry in files if entry is not None) > PROTOBUF_LIMIT:
         raise ExportError(
             f"{bundle.path}: {graph.path} with its weights is above 2 GB, more than browsers and ORT format can load; "
@@ -190,18 +192,15 @@ def _source(bundle: Bundle, stage: Stage) -> Path:
     return bundle.file(graph.path)
 
 
-def _data(graph: str) -> str:
-    """Where `write_graph` puts the weights of a large graph."""
-    return f"{graph}.data"
-
-
 def _write_web(sources: dict[Stage, Path], folder: Path) -> dict[Stage, str]:
     for stage, source in sources.items():
         target = folder / f"{stage}.onnx"
-        if Path(_data(str(source))).is_file():
-            write_graph(onnx.load(source), target, inline_limit=PROTOBUF_LIMIT)
-        else:
-            shutil.copyfile(source, target)
+        shutil.copyfile(source, target)
+        if (weights := data_file(source)).is_file():
+            beside = shutil.copyfile(weights, folder / weights.name)  # onnx reads no weights through a link
+            graph = onnx.load(target)
+            beside.unlink()
+            write_graph(graph, target, inline_limit=PROTOBUF_LIMIT)
     return {stage: f"{stage}.onnx" for stage in sources}
 
 

@@ -16,8 +16,9 @@ from typing import Literal
 
 import msgspec
 
+from calm_export.graph import graph_sha256
 from calm_export.tensorrt_build import PORTABLE, BuildAnswer, BuildRequest, Fault, Profile
-from calm_runtime.bundle import EngineEvidence, Graph, Precision, Stage, file_sha256
+from calm_runtime.bundle import EngineEvidence, Graph, Precision, Stage
 from calm_runtime.engine_file import check_engine_file
 from calm_runtime.errors import (
     EngineBuildError,
@@ -186,7 +187,7 @@ def build_engine(
         check_device(device)
     check_batches(batches)
     version = library_version(target)
-    digest = file_sha256(onnx_path)
+    digest = graph_sha256(onnx_path)
     engine = folder / engine_name(target, stage, version, device, digest)
     profile = engine_profile(onnx_path, batches)
     answer = run_build(BuildRequest(BUILDERS[target].module, str(onnx_path), str(engine), device, profile))

@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from calm_runtime.bundle import LlmSpec
 from calm_runtime.errors import BundleCorrupt, UsageError
-from calm_runtime.onnx_session import OnnxSession
+from calm_runtime.onnx_session import OnnxSession, Run
 from calm_runtime.session import Array, Session
 
 EMBED_TOKENS = "embed_tokens"
+_PAIR = ("key", "value")
+_STRIDE = 256  # positions by which a growing cache gets more room
 _SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 _LONGEST_HEADER = 2**20  # bytes
 
@@ -142,24 +144,34 @@ class LanguageModel:
             return self._copying_reader(cache)
         if cache.length + room > self.spec.context_length:
             raise UsageError(f"the text needs {cache.length + room} tokens, the model reads {self.spec.context_length}")
-        length = cache.length
-        shape = (1, self.spec.kv_heads, length + room, self.spec.head_dim)
-        past: dict[str, Array] = {}
-        present: dict[str, Array] = {}
-        for layer, pair in enumerate(cache.layers):
-            for name, values in zip(("key", "value"), pair, strict=True):
-                grown = np.empty(shape, values.dtype)
-                grown[:, :, :length] = values
-                past[f"past_key_values.{layer}.{name}"] = present[f"present.{layer}.{name}"] = grown
-        run = self._session.bind("logits", past, present)
+        session, length, end = self._session, cache.length, cache.length + room
+        held = {
+            (i, name): values for i, pair in enumerate(cache.layers) for name, values in zip(_PAIR, pair, strict=True)
+        }
+        capacity = 0
+        run: Run | None = None
 
         def read(ids: Sequence[int]) -> npt.NDArray[np.float32]:
-            nonlocal length
+            nonlocal held, length, capacity, run
+            if length + len(ids) > capacity:
+                capacity = min(end, length + len(ids) + _STRIDE)
+                held = {place: self._grown(values, length, capacity) for place, values in held.items()}
+                past = {f"past_key_values.{i}.{name}": values for (i, name), values in held.items()}
+                run = session.bind(
+                    "logits", past, {f"present.{i}.{name}": values for (i, name), values in held.items()}
+                )
+            assert run is not None  # the first call has made room
             length += len(ids)
             logits = run({"inputs_embeds": self.embed(ids)[None], "attention_mask": np.ones((1, length), np.int64)})
             return logits[:, -1].astype(np.float32, copy=False)
 
         return read
+
+    def _grown(self, values: Array, length: int, capacity: int) -> Array:
+        """The first `length` positions of keys or values, with room for `capacity`."""
+        grown = np.empty((1, self.spec.kv_heads, capacity, self.spec.head_dim), self.cache_dtype)
+        grown[:, :, :length] = values[:, :, :length]
+        return grown
 
     def _copying_reader(self, cache: KvCache) -> Callable[[Sequence[int]], npt.NDArray[np.float32]]:
         def read(ids: Sequence[int]) -> npt.NDArray[np.float32]:

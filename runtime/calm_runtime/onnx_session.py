@@ -96,6 +96,8 @@ class OnnxSession:
             binding.bind_output(key, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
 
         def run(feeds: Mapping[str, Array], *, _alive: object = (fixed, written)) -> Array:
+            if self._session is None:
+                raise EngineError(f"{self.path}: the session is closed; load the bundle again")
             kept = {key: np.ascontiguousarray(value, self._input_dtypes[key]) for key, value in feeds.items()}
             for key, value in kept.items():
                 binding.bind_cpu_input(key, value)

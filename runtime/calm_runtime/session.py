@@ -146,10 +146,18 @@ def _assemble(manifest: Manifest, installed: frozenset[Library], hardware: Hardw
     return EngineChoice(engine, choose("vision_encoder"), choose("aligner"), choose("llm"))
 
 
+def _runs(graph: Graph, hardware: Hardware) -> bool:
+    """Whether a portable engine's arithmetic is this GPU's; one for a single GPU was refused there when it was built."""
+    if graph.device != "portable" or hardware.compute_capability is None:
+        return True
+    capability = tuple(int(part) for part in hardware.compute_capability.split("."))
+    return capability >= ((8, 9) if graph.precision == "fp8" else (8, 0))
+
+
 def _graph(manifest: Manifest, stage: Stage, target: Target, hardware: Hardware) -> Graph | None:
     """The graph for this very GPU, else a portable one, else none."""
     for device in (hardware.compute_capability, "any", "portable"):
         for graph in manifest.graphs:
-            if (graph.stage, graph.target, graph.device) == (stage, target, device):
+            if (graph.stage, graph.target, graph.device) == (stage, target, device) and _runs(graph, hardware):
                 return graph
     return None

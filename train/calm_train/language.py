@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from calm_runtime.attributes import ATTRIBUTES, LEVELS_PER_ATTRIBUTE, SCALES
@@ -76,7 +77,7 @@ def train_language(
     bar = Console(stderr=True)
     low = usable_precision("bf16") == "bf16"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.llm.to(device)
+    nn.Module.to(model.llm, device)
     for step in track(range(settings.steps), "language", console=bar, disable=not bar.is_terminal):
         ids, labels = [], []
         for _ in range(settings.batch_size):
@@ -95,7 +96,7 @@ def train_language(
         optimizer.step()
         schedule.step()
         average = loss.item() if step == 0 else 0.95 * average + 0.05 * loss.item()
-    model.llm.to("cpu")
+    nn.Module.to(model.llm, "cpu")
     return average
 
 

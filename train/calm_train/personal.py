@@ -61,6 +61,11 @@ class RecentPhotos(nn.Module):
 
 def simulate_ratings(facts: Tensor) -> Tensor:
     """Ratings [R, L] that R random tastes give photos of these facts [R, L, F]: standardised, noisy, whole numbers."""
+    with torch.autocast(facts.device.type, enabled=False):  # ratings are labels: rounded once, not on the way
+        return _rate(facts.float())
+
+
+def _rate(facts: Tensor) -> Tensor:
     raters, count, width = facts.shape
     device = facts.device
     share = torch.where(torch.rand(raters, 1, device=device) < PLAIN, 0.0, ACTIVE / width)

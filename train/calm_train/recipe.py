@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -85,8 +85,8 @@ class StageRecipe(_Strict, frozen=True):
     """One stage.
 
     pairs: photo pairs per optimiser step over all processes (twice as many views). text_every: one text task per so
-    many views. labelled: photos of each labelled flow per pair. raters: simulated people per step, where `personal` is
-    weighted. accumulate: micro-batches per optimiser step.
+    many views. labelled: photos of each labelled flow per pair. raters: simulated people per micro-batch and process,
+    where `personal` is weighted. accumulate: micro-batches per optimiser step.
     frozen: parts of the model that do not learn. sharding: "none" copies the model into every process, "full" spreads
     weights, gradients and moments over the processes.
     """
@@ -99,7 +99,7 @@ class StageRecipe(_Strict, frozen=True):
     text_every: int = 3
     mask: float = 0.0
     labelled: int = 1
-    raters: int = 1
+    raters: Annotated[int, msgspec.Meta(ge=1)] = 1
     warmup_steps: int = 100
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0

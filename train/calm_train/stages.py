@@ -116,7 +116,8 @@ class Stage(nn.Module):
         """Simulated people's ratings, each predicted from the photos and ratings before it."""
         count = 3 * self.model.config.queries
         facts = torch.cat([batch["quantities"].float(), (batch["ratings"].float()[:, None] - RATING_MIDDLE) / 2], dim=1)
-        rated = simulate_raters(*recent(aligned.image_embeds[:, :count], facts), self.raters)
+        queries, known = recent(aligned.image_embeds[:, :count], facts)
+        rated = simulate_raters(queries, known, self.raters)
         ids = torch.tensor(self.model.config.score_token_ids, device=facts.device)
         embed = self.model.get_input_embeddings()
         tokens = embed(ids[rated.ratings.long() - SCORE_LOW])

@@ -170,7 +170,6 @@ def _arguments(
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=not cuda,
-        tf32=cuda or None,
         seed=seed,
         logging_steps=min(LOG_EVERY, settings.steps),
         save_steps=save_every,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import nn
 
 from calm_runtime import Calm
 from calm_runtime.attributes import ATTRIBUTES
@@ -40,7 +41,7 @@ class CheckpointScorer:
         folder = find_checkpoint(checkpoint)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, tokenizer, info = load_checkpoint(folder)
-        self.model.to(self.device)
+        nn.Module.to(self.model, self.device)
         self.spec = info.photo
         self.batch_size = batch_size
         encoder = PromptEncoder(tokenizer, self.model.config.text_config)

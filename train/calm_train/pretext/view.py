@@ -74,9 +74,8 @@ def random_frame(rgb: Tensor, rng: np.random.Generator) -> Tensor:
         frame = frame.flip(-1)
     if rng.uniform() < TURNED:
         frame = frame.rot90(int(rng.integers(1, 4)), (-2, -1))
-    tall, wide = frame.shape[-2:]
-    if rng.integers(2):
-        wide *= math.exp(rng.uniform(-STRETCHED, STRETCHED))
+    stretch = math.exp(rng.uniform(-STRETCHED, STRETCHED)) if rng.integers(2) else 1.0
+    tall, wide = frame.shape[-2], frame.shape[-1] * stretch
     longest = max(tall, wide)
     scale = min(longest, int(rng.integers(240, 433))) / longest
     size = [max(32, round(side * scale)) for side in (tall, wide)]
