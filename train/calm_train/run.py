@@ -228,7 +228,7 @@ def _info(
     data_note = before.model.data_note
     labels = [f"{count} labels of {name}" for name, count in counts.items() if name != "photos"]
     note = f"{counts['photos']} photographs, with {', '.join(labels) or 'no human rating'}."
-    if adapted and not data_note.endswith(f"Then adapted on {note}"):  # going on with the same data adds nothing new
+    if adapted and not data_note.endswith(f" on {note}"):  # going on with the same data adds nothing new
         data_note += f" Then adapted on {note}"
     return CheckpointInfo(
         model=ModelInfo(
