@@ -123,9 +123,18 @@ def probe_accuracy(fit: dict[str, np.ndarray], fit_views: list, test: dict[str, 
 @click.option("--pairs", default=8, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/self_supervision"), show_default=True)
+@click.option("--machine", help="Where the runs in --work were made, for the page; default: here.")
 @click.option("--part", metavar="I/N", help="Only every N-th run from the I-th (0..N-1), and no page.")
 def main(
-    photos: Path, held_out: Path, language: Path, steps: int, pairs: int, seeds: int, work: Path, part: str | None
+    photos: Path,
+    held_out: Path,
+    language: Path,
+    steps: int,
+    pairs: int,
+    seeds: int,
+    work: Path,
+    part: str | None,
+    machine: str | None,
 ) -> None:
     first, _, of = (part or "0/1").partition("/")
     pictures = load_pictures(find_photos(photos))
@@ -135,9 +144,9 @@ def main(
     rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for seed, arm in list(itertools.product(range(1, seeds + 1), ARMS))[int(first) :: int(of)]:
         folder = work / f"{arm.replace(' ', '-')}-{seed}-{steps}x{pairs}"
-        if not (folder / "calm.json").is_file():
-            train_arm(arm, seed, steps, pairs, pictures, language, folder)
         if not (folder / "result.json").is_file():
+            if not (folder / "calm.json").is_file():
+                train_arm(arm, seed, steps, pairs, pictures, language, folder)
             scorer = CheckpointScorer(folder)
             features = [probe_features(scorer.model, scorer.spec, group) for group in (fit_views, views)]
             result = {
@@ -151,9 +160,7 @@ def main(
         return
     header = {
         "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine or f"{platform.machine()}, {torch.get_num_threads()} threads",
         "steps": steps,
         "pairs": pairs,
         "seeds": seeds,
