@@ -43,8 +43,9 @@ def measure(graph: Path, way: str, threads: int) -> dict[str, float]:
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     options.add_session_config_entry("session.force_spinning_stop", str(int(spin)))
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    width = session.get_inputs()[0].shape[-1]
-    past = {i.name: i.shape for i in session.get_inputs() if i.name.startswith("past_key_values")}
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    width = shapes["inputs_embeds"][-1]
+    past = {name: shape for name, shape in shapes.items() if name.startswith("past_key_values")}
     outputs = [output.name for output in session.get_outputs()]
     embeds = 0.05 * np.random.default_rng(0).standard_normal((1, PROMPT, width)).astype(np.float32)
 
