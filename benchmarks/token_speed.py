@@ -20,6 +20,7 @@ from statistics import median
 import click
 import numpy as np
 from speed import processor
+from speed_models import read_shape
 
 HERE = Path(__file__).parent
 FORMS = {"int4": "int4, blocks of 32", "int4-128": "int4, blocks of 128", "int8-dynamic": "int8-dynamic"}
@@ -43,18 +44,17 @@ def measure(graph: Path, way: str, threads: int) -> dict[str, float]:
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     options.add_session_config_entry("session.force_spinning_stop", str(int(spin)))
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    shapes = {value.name: value.shape for value in session.get_inputs()}
-    width = shapes["inputs_embeds"][-1]
-    past = {name: shape for name, shape in shapes.items() if name.startswith("past_key_values")}
+    spec = read_shape(graph.parents[1]).llm
+    past = [value.name for value in session.get_inputs() if value.name.startswith("past_key_values")]
     outputs = [output.name for output in session.get_outputs()]
-    embeds = 0.05 * np.random.default_rng(0).standard_normal((1, PROMPT, width)).astype(np.float32)
+    embeds = 0.05 * np.random.default_rng(0).standard_normal((1, PROMPT, spec.hidden_size)).astype(np.float32)
 
     def run(piece: np.ndarray, cache: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
         feeds = {"inputs_embeds": piece, "attention_mask": np.ones((1, length), np.int64), **cache}
         found = dict(zip(outputs, session.run(outputs, feeds), strict=True))
         return {name: found[name.replace("past_key_values", "present")] for name in cache}
 
-    empty = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in past.items()}
+    empty = {name: np.zeros((1, spec.kv_heads, 0, spec.head_dim), np.float32) for name in past}
     spent = []
     for _ in range(4):
         start = time.perf_counter()
