@@ -11,6 +11,7 @@ TITLES = {
     OURS: "this runtime, as exported (int4)",
     "calm:fp32:int8-dynamic": "this runtime, LLM int8-dynamic",
     "calm:int8:int4": "this runtime, vision int8, LLM int4",
+    "calm:int8:int4-128": "this runtime, vision int8, LLM int4 in blocks of 128",
     "calm:int8:int8-dynamic": "this runtime, vision int8, LLM int8-dynamic",
     EAGER: "PyTorch eager, fp32",
     "eager-bf16": "PyTorch eager, bf16",

@@ -323,6 +323,7 @@ def test_plans_of_several_gpus_get_the_names_triton_asks_for() -> None:
     ("wrong", "message"),
     [
         ({"devices": ("9.0",)}, "no target '9.0'"),
+        ({"llm_block": 48}, "no LLM block of 48; choose from 32, 64, 128"),
         ({"engine_precision": "int2"}, "no engine precision 'int2'; choose from fp16, bf16, fp32, int8, fp8, int4"),
         ({"batches": (1, 16, 8)}, "do not go together"),
         ({"targets": ("tensorrt-lite",)}, "no export target tensorrt-lite"),

@@ -122,7 +122,7 @@ def _export_llm(
     misses = []
     for precision in choices:
         progress(f"building the LLM as {precision}")
-        export_llm(source, precision, work.folder / "llm")
+        export_llm(source, precision, work.folder / "llm", block=work.options.llm_block)
         dtype = torch.float32 if precision == "fp32" else torch.float16
         export_embed_tokens(work.model, work.folder / EMBED_TOKENS_FILE, dtype)
         scores = _scores(work, LLM, image_embeds)

@@ -62,6 +62,13 @@ class ExportCommand(click.Command):
     help="auto: the smallest of int4, int8, fp32 that passes the parity gate. int8-dynamic: the fastest to score with.",
 )
 @click.option(
+    "--llm-block",
+    type=click.Choice(["32", "64", "128"]),
+    default="32",
+    show_default=True,
+    help="Weights of an int4 or int8 LLM that share a scale. 128: smaller and faster, less exact; the gate decides.",
+)
+@click.option(
     "--encoder-precision",
     type=click.Choice(["fp32", "int8"]),
     default="fp32",
@@ -119,6 +126,7 @@ def export(
     output: Path,
     targets: tuple[str, ...],
     llm_precision: str,
+    llm_block: str,
     encoder_precision: Precision,
     calibration: Path | None,
     devices: tuple[str, ...],
@@ -153,6 +161,7 @@ def export(
         options = ExportOptions(
             targets=tuple(dict.fromkeys(("cpu", *targets))),
             llm_precision=llm_precision,
+            llm_block=int(llm_block),
             encoder_precision=encoder_precision,
             calibration=calibration,
             devices=tuple(dict.fromkeys(devices)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calm_export.calibrate import ENGINE_SCHEMES
-from calm_export.llm import CHOICES
+from calm_export.llm import BLOCK_SIZE, BLOCK_SIZES, CHOICES
 from calm_export.packs import PACK_TARGETS
 from calm_export.tensorrt import BATCHES, Batches, check_batches, check_device
 from calm_export.tensorrt_build import PORTABLE
@@ -22,7 +22,8 @@ ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8
 class ExportOptions:
     """What to build. The graphs for the CPU are always part of a bundle: every engine falls back to them.
 
-    llm_precision: "auto" takes the smallest of int4, int8 and fp32 that passes the gate.
+    llm_precision: "auto" takes the smallest of int4, int8 and fp32 that passes the gate. llm_block: weights of int4 and
+    int8 that share a scale.
     encoder_precision: of vision encoder and aligner for the CPU. calibration: folder of photos whose values set the
     ranges of int8 and fp8; None takes the gate's.
     devices: of TensorRT-RTX engines, "portable" or compute capabilities; TensorRT builds for the GPU at hand.
@@ -33,6 +34,7 @@ class ExportOptions:
 
     targets: tuple[str, ...] = ("cpu",)
     llm_precision: str = "auto"
+    llm_block: int = BLOCK_SIZE
     encoder_precision: Precision = "fp32"
     calibration: Path | None = None
     devices: tuple[str, ...] = (PORTABLE,)
@@ -49,6 +51,8 @@ class ExportOptions:
             raise ExportError(f"no export target {', '.join(sorted(unknown))}; choose from {', '.join(TARGETS)}")
         if self.llm_precision not in ("auto", *CHOICES):
             raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(CHOICES)}")
+        if self.llm_block not in BLOCK_SIZES:
+            raise ExportError(f"no LLM block of {self.llm_block}; choose from {', '.join(map(str, BLOCK_SIZES))}")
         if self.encoder_precision not in ENCODER_PRECISIONS:
             choices = ", ".join(ENCODER_PRECISIONS)
             raise ExportError(f"no encoder precision {self.encoder_precision!r}; choose from {choices}")
@@ -81,6 +85,7 @@ class ExportOptions:
         return {
             "targets": " ".join(target for target in self.targets if target not in PACK_TARGETS),
             "llm_precision": self.llm_precision,
+            "llm_block": str(self.llm_block),
             "encoder_precision": self.encoder_precision,
             "calibration": ("a folder" if self.calibration else "photos of the gate") if self._rounds else "",
             "devices": " ".join(self.devices) if "tensorrt-rtx" in self.targets else "",

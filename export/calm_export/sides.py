@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from calm_export import parity
-from calm_export.llm import export_llm, llm_spec, write_llm_source
+from calm_export.llm import BLOCK_SIZE, export_llm, llm_spec, write_llm_source
 from calm_export.parity import MAX_SCORE_DIFFERENCE, MIN_COSINE, MIN_SRCC, Array
 from calm_export.stages import Distance, StageRow, most, number
 from calm_runtime.bundle import Bundle, Graph, Manifest, Stage
@@ -139,7 +139,9 @@ def open_decoders(bundle: Bundle, source: Source, scratch: Path, progress: Calla
         if precision == "int4" or precision == "int8" or precision == "int8-dynamic":
             progress(f"rounding the checkpoint's LLM to {precision}")
             folder = scratch / f"llm-{index}"
-            export_llm(write_llm_source(source.model, source.tokenizer, scratch / f"source-{index}"), precision, folder)
+            rounding = write_llm_source(source.model, source.tokenizer, scratch / f"source-{index}")
+            block = int(bundle.manifest.provenance.options.get("llm_block", BLOCK_SIZE))
+            export_llm(rounding, precision, folder, block=block)
             table = source.model.get_input_embeddings().get_parameter("weight").detach().half().numpy()
             decoder.twin = LanguageModel(OnnxSession(folder / "model.onnx"), table, source.spec)
     return decoders
