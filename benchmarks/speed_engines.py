@@ -38,7 +38,7 @@ class CalmEngine:
         self.aligner = Aligner(OnnxSession(place / "aligner.onnx", threads=threads))
         table = read_embed_tokens(folder / "embed_tokens.safetensors")
         graph = folder / f"llm-{llm}" / "model.onnx"
-        self.llm = LanguageModel(OnnxSession(graph, threads=threads), table, shape.llm)
+        self.llm = LanguageModel(OnnxSession(graph, threads=threads, spin=True), table, shape.llm)
         self.before, self.after = self.llm.embed(shape.before)[None], self.llm.embed(shape.after)[None]
         self.ids = list(shape.score_token_ids)
         self.cache: KvCache | None = None

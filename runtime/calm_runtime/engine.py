@@ -29,4 +29,4 @@ def open_session(
         return TensorRtSession(path, choice.library, keep_on_device=keep_on_device)
     from calm_runtime.onnx_session import OnnxSession
 
-    return OnnxSession(path, choice.device, threads)
+    return OnnxSession(path, choice.device, threads, spin=choice.graph.stage == "llm")
