@@ -1,8 +1,8 @@
-"""Static quantisation of a graph, with value ranges taken from real photos: int8 by onnxruntime.quantization, else `low_bits`.
+"""Static quantisation of a graph, with value ranges taken from real photos.
 
-Only products with a weight matrix are rounded: MatMul, Gemm and Conv, below eight bits and as fp8 MatMul alone. In int8 their inputs are rounded per tensor, their weights per
-output channel; what they give is float again. Norms, softmax, activations and the products of attention stay float, so
-that attention can still be fused.
+Only products with a weight matrix are rounded. onnxruntime.quantization writes int8, of MatMul, Gemm and Conv: inputs per
+tensor, weights per output channel; `low_bits` writes fp8 and int4, of MatMul. What the products give is float again. Norms,
+softmax, activations and the products of attention stay float, so that attention can still be fused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnx import ModelProto, TensorProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from calm_export.graph import PROTOBUF_LIMIT, write_graph
+from calm_export.graph import PROTOBUF_LIMIT, data_file, write_graph
 from calm_export.low_bits import OPSET, int4_block, round_products
 from calm_export.photos import photo_files
 from calm_runtime.errors import ExportError, PhotoError
@@ -45,7 +45,8 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 class Scheme:
     """How values become eight bits or fewer.
 
-    rounding: int8 and fp8 products, or int4 weights. symmetric: activations are int8 around zero, what TensorRT asks for; else uint8 with a zero point.
+    rounding: int8 and fp8 products, or int4 weights. symmetric: activations are int8 around zero, what TensorRT asks for;
+    else uint8 with a zero point.
     seven_bits: weights keep to seven bits; with eight, x86-64 processors without VNNI overflow in their 16-bit sums.
     """
 
@@ -98,7 +99,8 @@ class Calibrated:
             )
         nodes = [node for name, members in self.groups.items() if name in groups for node in members]
         if self.scheme.rounding != "int8":
-            write_graph(round_products(onnx.load(str(self.graph)), nodes, self.scheme.rounding, self._largest()), path)
+            largest = self._largest() if self.scheme.rounding == "fp8" else {}
+            write_graph(round_products(onnx.load(str(self.graph)), nodes, self.scheme.rounding, largest), path)
             return path
         raw = self.graph.with_name(f"raw-{self.graph.name}")
         _run_library(self.graph, raw, self.ranges, self.scheme, nodes, ())
@@ -116,7 +118,7 @@ class Calibrated:
 
 
 def calibrate(proto: ModelProto, feeds: Sequence[Feeds], path: Path, scheme: Scheme) -> Calibrated:
-    """Write a float graph to `path` and the ranges of its tensors beside it.
+    """Write a float graph to `path` and, but for int4, the ranges of its tensors beside it.
 
     feeds: per photo, input name -> [1, ...] f32. Raises ExportError without photos, for values that are not finite, or
     for a graph without products.
@@ -143,14 +145,15 @@ def calibrate(proto: ModelProto, feeds: Sequence[Feeds], path: Path, scheme: Sch
         skip_symbolic_shape=True,
         save_as_external_data=large,
         all_tensors_to_one_file=large,
-        external_data_location=f"{path.name}.data" if large else None,
+        external_data_location=data_file(path).name if large else None,
     )
     ranges = path.with_suffix(".ranges.json")
     ranges.unlink(missing_ok=True)
-    raw = path.with_name(f"raw-{path.name}")
-    first = next(iter(groups.values()))
-    _run_library(path, raw, ranges, scheme, first, feeds)
-    _remove(raw)
+    if scheme.rounding != "int4":  # which rounds weights alone
+        raw = path.with_name(f"raw-{path.name}")
+        first = next(iter(groups.values()))
+        _run_library(path, raw, ranges, scheme, first, feeds)
+        _remove(raw)
     return Calibrated(path, ranges, groups, parameters, scheme)
 
 
@@ -233,7 +236,7 @@ def _run_library(
             nodes_to_quantize=list(nodes),
             calibrate_method=CalibrationMethod.MinMax,
             calibration_cache_path=ranges,
-            use_external_data_format=graph.with_name(graph.name + ".data").exists(),
+            use_external_data_format=data_file(graph).is_file(),
             extra_options=options,
         )
     except Exception as error:  # the library raises what its parts raise
@@ -242,5 +245,5 @@ def _run_library(
 
 
 def _remove(graph: Path) -> None:
-    for path in (graph, graph.with_name(graph.name + ".data")):
+    for path in (graph, data_file(graph)):
         path.unlink(missing_ok=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from calm_export.graph import data_file
+
 
 def dynamic_int8(source: Path, *, reduce_range: bool = True, signed: bool = True) -> onnx.ModelProto:
     """A graph's products with constant weights in int8; everything else stays as it is.
@@ -28,7 +30,7 @@ def dynamic_int8(source: Path, *, reduce_range: bool = True, signed: bool = True
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
-            use_external_data_format=source.with_name(source.name + ".data").is_file(),
+            use_external_data_format=data_file(source).is_file(),
         )
         return onnx.load(str(written))
 

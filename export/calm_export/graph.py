@@ -119,8 +119,7 @@ def graph_sha256(path: Path) -> str:
     for file in (path, data_file(path)):
         if file.is_file():
             with file.open("rb") as handle:
-                while block := handle.read(2**20):
-                    digest.update(block)
+                hashlib.file_digest(handle, lambda: digest)
     return digest.hexdigest()
 
 

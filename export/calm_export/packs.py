@@ -147,9 +147,8 @@ def write_pack(bundle: Bundle, target: PackTarget, folder: Path) -> Pack:
     manifest = bundle.manifest
     sources = {stage: _source(bundle, stage) for stage in STAGES}
     names = _WRITERS[target](sources, folder)
-    if target != "web" or any(
-        data_file(source).is_file() for source in sources.values()
-    ):  # else the bundle's own files
+    copied = target == "web" and not any(data_file(source).is_file() for source in sources.values())
+    if not copied:
         _require_same_scores(bundle, {stage: folder / name for stage, name in names.items()})
     tokenizer = TextTokenizer(bundle.file(TOKENIZER), manifest.llm.bos_token_id)
     before, after = split_prompt(manifest.prompts["score"], tokenizer)

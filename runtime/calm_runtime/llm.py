@@ -91,8 +91,7 @@ class LanguageModel:
         """
         batch, steps, _ = inputs_embeds.shape
         past = cache.length if cache else 0
-        if past + steps > self.spec.context_length:
-            raise UsageError(f"the text needs {past + steps} tokens, the model reads {self.spec.context_length}")
+        self._check_room(past + steps)
         feeds: dict[str, Array] = {
             "inputs_embeds": inputs_embeds,
             "attention_mask": np.ones((batch, past + steps), np.int64),
@@ -142,8 +141,7 @@ class LanguageModel:
         """
         if not isinstance(self._session, OnnxSession) or self._session.device != "cpu":
             return self._copying_reader(cache)
-        if cache.length + room > self.spec.context_length:
-            raise UsageError(f"the text needs {cache.length + room} tokens, the model reads {self.spec.context_length}")
+        self._check_room(cache.length + room)
         session, length, end = self._session, cache.length, cache.length + room
         held = {
             (i, name): values for i, pair in enumerate(cache.layers) for name, values in zip(_PAIR, pair, strict=True)
@@ -157,15 +155,18 @@ class LanguageModel:
                 capacity = min(end, length + len(ids) + _STRIDE)
                 held = {place: self._grown(values, length, capacity) for place, values in held.items()}
                 past = {f"past_key_values.{i}.{name}": values for (i, name), values in held.items()}
-                run = session.bind(
-                    "logits", past, {f"present.{i}.{name}": values for (i, name), values in held.items()}
-                )
+                present = {f"present.{i}.{name}": values for (i, name), values in held.items()}
+                run = session.bind("logits", past, present)
             assert run is not None  # the first call has made room
             length += len(ids)
             logits = run({"inputs_embeds": self.embed(ids)[None], "attention_mask": np.ones((1, length), np.int64)})
             return logits[:, -1].astype(np.float32, copy=False)
 
         return read
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens > self.spec.context_length:
+            raise UsageError(f"the text needs {tokens} tokens, the model reads {self.spec.context_length}")
 
     def _grown(self, values: Array, length: int, capacity: int) -> Array:
         """The first `length` positions of keys or values, with room for `capacity`."""

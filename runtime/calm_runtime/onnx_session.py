@@ -29,8 +29,7 @@ class OnnxSession:
     """`Session` over an ONNX file; weights in external files are found beside it.
 
     Feeds are cast to the graph's dtypes. spin: threads stay awake through a run, for graphs that run token by token.
-    Raises EngineMissing when ONNX Runtime or the device is not there,
-    EngineError when the file cannot be loaded.
+    Raises EngineMissing when ONNX Runtime or the device is not there, EngineError when the file cannot be loaded.
     """
 
     def __init__(self, path: Path, device: str = "cpu", threads: int | None = None, *, spin: bool = False) -> None:

@@ -33,7 +33,8 @@ class Stage(nn.Module):
     """The model, what of it is frozen, and the objectives.
 
     Stage 1 (text-guided self-supervision) weighs contrastive, matching, impression, cues, patches, edits and
-    quantities; stage 2 (instruction tuning) adds score, ranking, generation and personal. `rating` and `caption` join when such data is given.
+    quantities; stage 2 (instruction tuning) adds score, ranking, generation and personal. `rating` and `caption` join
+    when such data is given.
     """
 
     def __init__(
