@@ -22,10 +22,13 @@ def ask(
 ) -> int:
     """Ask a question about a photo; the answer appears as the model writes it.
 
+    The built-in calm-nano answers about the attributes that `calm score --details` lists, in the words "How is the X?",
+    "What about the X?", "Tell me about the X." or "Is the X right?". Asked anything else it talks of something else.
+
     \b
     Examples:
-      calm ask photo.jpg "Is the horizon straight?"
-      calm ask photo.jpg "How is the contrast?" --json
+      calm ask photo.jpg "How is the contrast?"
+      calm ask photo.jpg "Is the tint right?" --json
     """
     model = load_model(bundle, engine, threads)
     try:
