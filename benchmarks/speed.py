@@ -31,7 +31,10 @@ from speed_page import TITLES, render
 
 HERE = Path(__file__).parent
 MAIN = tuple(TITLES)
-REMEDIES = (*(f"calm:fp32:{form}" for form in LLM_FORMS), "calm:int8-dynamic:int8-dynamic")
+REMEDIES = (
+    *(f"calm:fp32:{name}" for name, form in LLM_FORMS.items() if form.provider == "cpu"),
+    "calm:int8-dynamic:int8-dynamic",
+)
 NEEDS = {"openvino": ("openvino",), "llama.cpp": ("llama_cpp", "gguf")}
 PACKAGES = ("torch", "onnxruntime", "openvino", "llama-cpp-python")
 PARITY = "parity"
@@ -131,7 +134,7 @@ def main(
         shutil.rmtree(work / "results", ignore_errors=True)
     graphs = [engine.split(":") for engine in asked if engine.count(":") == 2]
     forms = [f"eyes-{eyes}" for eyes in EYES if any(eyes == e for _, e, _ in graphs)]
-    forms += [llm for llm in LLM_FORMS if any(llm == form for _, _, form in graphs)]
+    forms += [llm for llm in LLM_FORMS if any(llm in form.split("+") for _, _, form in graphs)]
     forms += ["gguf"] if "llama.cpp" in asked else []
     for size in sizes.split(","):
         done = subprocess.run([sys.executable, HERE / "speed_models.py", size, work / size, *forms], check=False)

@@ -27,18 +27,21 @@ class Engine(Protocol):
 class CalmEngine:
     """This project's runtime on the exported graphs."""
 
-    def __init__(self, folder: Path, shape: Shape, threads: int, eyes: str, llm: str) -> None:
+    def __init__(self, folder: Path, shape: Shape, threads: int, eyes: str, llm: str, device: str = "cpu") -> None:
         from calm_runtime.aligner import Aligner
         from calm_runtime.llm import KvCache, LanguageModel, read_embed_tokens
         from calm_runtime.onnx_session import OnnxSession
         from calm_runtime.vision import VisionEncoder
 
         place = folder / f"eyes-{eyes}"
-        self.vision = VisionEncoder(OnnxSession(place / "vision_encoder.onnx", threads=threads))
-        self.aligner = Aligner(OnnxSession(place / "aligner.onnx", threads=threads))
+        self.vision = VisionEncoder(OnnxSession(place / "vision_encoder.onnx", device, threads, keep_on_device=True))
+        self.aligner = Aligner(OnnxSession(place / "aligner.onnx", device, threads))
         table = read_embed_tokens(folder / "embed_tokens.safetensors")
-        graph = folder / f"llm-{llm}" / "model.onnx"
-        self.llm = LanguageModel(OnnxSession(graph, threads=threads, spin=True), table, shape.llm)
+        reads, *writes = (
+            lambda form=form: OnnxSession(folder / f"llm-{form}" / "model.onnx", device, threads, spin=True)
+            for form in llm.split("+")
+        )
+        self.llm = LanguageModel(reads(), table, shape.llm, writes[0] if writes else None)
         self.before, self.after = self.llm.embed(shape.before)[None], self.llm.embed(shape.after)[None]
         self.ids = list(shape.score_token_ids)
         self.cache: KvCache | None = None
@@ -47,7 +50,7 @@ class CalmEngine:
         batch = len(pixels)
         image = self.aligner(self.vision(pixels)).image_embeds
         parts = (self.before.repeat(batch, 0), image, self.after.repeat(batch, 0))
-        logits: Floats = self.llm.prefill(np.concatenate(parts, axis=1))[0][:, self.ids]
+        logits: Floats = self.llm.logits(np.concatenate(parts, axis=1))[:, self.ids]
         return logits
 
     def prefill(self, embeds: Floats) -> None:
@@ -62,7 +65,9 @@ class CalmEngine:
 class TorchEngine:
     """The checkpoint in PyTorch. Like the graphs, the head sees the last position alone."""
 
-    def __init__(self, folder: Path, shape: Shape, threads: int, dtype: str, compiled: bool) -> None:
+    def __init__(
+        self, folder: Path, shape: Shape, threads: int, dtype: str, compiled: bool, device: str = "cpu"
+    ) -> None:
         import torch
         from transformers.utils import logging
 
@@ -71,11 +76,11 @@ class TorchEngine:
         logging.disable_progress_bar()
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self.torch, self.dtype = torch, getattr(torch, dtype)
+        self.torch, self.device, self.dtype = torch, device, getattr(torch, dtype)
         checkpoint = checkpoint_of("edge" if folder.name == "edge" else "nano", folder)
-        self.model = CalmForConditionalGeneration.from_pretrained(checkpoint, dtype=self.dtype).eval()
+        self.model = CalmForConditionalGeneration.from_pretrained(checkpoint, dtype=self.dtype).eval().to(device)
         self.call = torch.compile(self.model, dynamic=False) if compiled else self.model
-        self.before, self.after = torch.tensor([shape.before]), torch.tensor([shape.after])
+        self.before, self.after = (torch.tensor([ids], device=device) for ids in (shape.before, shape.after))
         self.ids = list(shape.score_token_ids)
         self.cache: Any = None
         if compiled:
@@ -84,15 +89,16 @@ class TorchEngine:
     def score(self, pixels: Floats) -> Floats:
         batch = len(pixels)
         sides = self.before.expand(batch, -1), self.after.expand(batch, -1)
-        out = self.call(self.torch.from_numpy(pixels).to(self.dtype), *sides, logits_to_keep=1, use_cache=False)
-        return out.logits[:, -1, self.ids].float().numpy()
+        values = self.torch.from_numpy(pixels).to(self.device, self.dtype)
+        out = self.call(values, *sides, logits_to_keep=1, use_cache=False)
+        return out.logits[:, -1, self.ids].float().cpu().numpy()
 
     def prefill(self, embeds: Floats) -> None:
-        inputs = self.torch.from_numpy(embeds).to(self.dtype)
+        inputs = self.torch.from_numpy(embeds).to(self.device, self.dtype)
         self.cache = self.model.llm(inputs_embeds=inputs, use_cache=True, logits_to_keep=1).past_key_values
 
     def decode(self, steps: int) -> None:
-        token = self.torch.tensor([[5]])
+        token = self.torch.tensor([[5]], device=self.device)
         for _ in range(steps):
             out = self.model.llm(input_ids=token, past_key_values=self.cache, use_cache=True)
             token, self.cache = out.logits[:, -1:].argmax(-1), out.past_key_values
@@ -170,7 +176,7 @@ class LlamaEngine:
 
 
 def open_engine(name: str, folder: Path, shape: Shape, threads: int) -> Engine:
-    """The engine of a name: eager-fp32, compile-bf16, llama.cpp, openvino:EYES:LLM, calm:EYES:LLM."""
+    """The engine of a name: eager-fp32, compile-bf16, llama.cpp, openvino:EYES:LLM, calm:EYES:LLM[+LLM to write]."""
     kind, _, rest = name.partition(":")
     if kind in ("calm", "openvino"):
         eyes, llm = rest.split(":")

@@ -23,7 +23,7 @@ def write_form(source: Path, form: LlmForm, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="calm-form-") as scratch:
         built = Path(scratch) / "model.onnx"
         precision = "fp32" if form.precision in DYNAMIC else form.precision
-        export_llm(source, precision, built.parent, block=form.block)  # type: ignore[arg-type]
+        export_llm(source, precision, built.parent, form.provider, form.block)  # type: ignore[arg-type]
         if form.last_token:
             proto = onnx.load(built)
             for file in built.parent.iterdir():

@@ -45,6 +45,7 @@ class LlmForm(msgspec.Struct, frozen=True):
     precision: str  # of `export_llm`, or of `DYNAMIC`
     block: int = 32
     last_token: bool = False
+    provider: str = "cpu"
 
 
 DYNAMIC: dict[str, dict[str, bool]] = {
@@ -62,6 +63,7 @@ LLM_FORMS: dict[str, LlmForm] = {
     "int8-dynamic-unsigned": LlmForm("int8-dynamic-unsigned"),
     "int4-last": LlmForm("int4", last_token=True),
     "int8-dynamic-last": LlmForm("int8-dynamic", last_token=True),
+    "cuda": LlmForm("fp16", provider="cuda"),
 }
 
 

@@ -13,6 +13,7 @@ TITLES = {
     "calm:int8:int4": "this runtime, vision int8, LLM int4",
     "calm:int8:int4-128": "this runtime, vision int8, LLM int4 in blocks of 128",
     "calm:int8:int8-dynamic": "this runtime, vision int8, LLM int8-dynamic",
+    "calm:int8:int8-dynamic+int4-128": "this runtime, vision int8, LLM int8-dynamic, to write int4 in blocks of 128",
     EAGER: "PyTorch eager, fp32",
     "eager-bf16": "PyTorch eager, bf16",
     "compile-fp32": "torch.compile, fp32",
@@ -81,10 +82,12 @@ def score_table(table: Medians) -> list[str]:
 
 def llm_table(table: Medians) -> list[str]:
     """The LLM alone."""
-    lines = ["| engine | prefill tok/s | decode tok/s |", "| --- | ---: | ---: |"]
+    lines = ["| engine | prefill tok/s | decode tok/s | peak MB, photo and text |", "| --- | ---: | ---: | ---: |"]
     for name in (name for name in TITLES if "prefill_tok_s" in table.get(name, {})):
         row = table[name]
-        lines.append(f"| {TITLES[name]} | {cell(row['prefill_tok_s'])} | {cell(row['decode_tok_s'], 1)} |")
+        lines.append(
+            f"| {TITLES[name]} | {cell(row['prefill_tok_s'])} | {cell(row['decode_tok_s'], 1)} | {cell(row.get('text_peak_mb'))} |"
+        )
     return lines
 
 
@@ -98,7 +101,9 @@ def remedy_table(table: Medians, drift: dict[str, Any]) -> list[str]:
     for name in (name for name in table if name.startswith("calm:")):
         _, eyes, llm = name.split(":")
         row, moved = table[name], drift.get(name, {})
-        title = FORMS[llm] + ("" if eyes == "fp32" else f"; vision and aligner {eyes}")
+        title = ", to write ".join(FORMS[form] for form in llm.split("+")) + (
+            "" if eyes == "fp32" else f"; vision and aligner {eyes}"
+        )
         lines.append(
             f"| {title} | {cell(row['prefill_tok_s'])} | {cell(ratio(row['prefill_tok_s'], base.get('prefill_tok_s')), 2)} "
             f"| {cell(row['decode_tok_s'], 1)} | {cell(row['score_ms'], 1)} "

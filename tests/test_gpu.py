@@ -2,12 +2,14 @@
 
 python -m pytest -m gpu tests/test_gpu.py -s     exports calm-nano with engines for this GPU, checks, prints the times
 
+CALM_GPU_BUNDLE names a bundle with such engines to take instead, their largest batch 8.
 docs/export.md, "On a machine with a GPU", says what to install.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,10 +78,12 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, example_photos: list[Path]) -> Made:
-    from calm_export.bundle import ExportOptions, export_bundle
-
     target = _target()
     assert target is not None
+    if given := os.environ.get("CALM_GPU_BUNDLE"):
+        return Made(open_bundle(given), target)
+    from calm_export.bundle import ExportOptions, export_bundle
+
     folder = tmp_path_factory.mktemp("gpu") / "bundle"
     options = ExportOptions(
         targets=("cpu", target), llm_precision="int4", batches=(1, LARGEST, LARGEST), examples=tuple(example_photos)

@@ -44,16 +44,16 @@ def test_a_score_is_never_nan(bad: float) -> None:
     logits[1, 3] = bad
     with pytest.raises(ScoreError, match="not finite"):
         score_histogram(logits)
-    attributes = np.zeros((len(ATTRIBUTES), 3), np.float32)
-    attributes[4, 1] = bad
+    attributes = np.zeros((2, len(ATTRIBUTES), 3), np.float32)
+    attributes[1, 4, 1] = bad
     with pytest.raises(ScoreError, match="not finite"):
         read_attributes(attributes, ATTRIBUTES)
 
 
 def test_attributes_keep_the_bundles_order_and_name_the_most_probable_level() -> None:
-    logits = np.zeros((len(ATTRIBUTES), 3), np.float32)
-    logits[:, 2] = 3.0
-    readings = read_attributes(logits, ATTRIBUTES)
+    logits = np.zeros((2, len(ATTRIBUTES), 3), np.float32)
+    logits[1, :, 2] = 3.0
+    readings = read_attributes(logits, ATTRIBUTES)[1]
     assert list(readings) == [attribute.name for attribute in ATTRIBUTES]
     for attribute in ATTRIBUTES:
         reading = readings[attribute.name]
@@ -64,4 +64,4 @@ def test_attributes_keep_the_bundles_order_and_name_the_most_probable_level() ->
 
 def test_attribute_rows_must_match_the_list() -> None:
     with pytest.raises(ValueError, match="shorter|longer"):
-        read_attributes(np.zeros((len(ATTRIBUTES) - 1, 3), np.float32), ATTRIBUTES)
+        read_attributes(np.zeros((1, len(ATTRIBUTES) - 1, 3), np.float32), ATTRIBUTES)

@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from onnxruntime import OrtValue
 
 from calm_runtime.bundle import Graph, Manifest, Stage, Target, open_bundle
 from calm_runtime.errors import EngineError, EngineMissing, UsageError
-from calm_runtime.onnx_session import OnnxSession
+from calm_runtime.onnx_session import OnDevice, OnnxSession
 from calm_runtime.session import STAGES, Hardware, Library, select_engine
 
 CPU: frozenset[Library] = frozenset({"onnxruntime"})
@@ -70,9 +71,21 @@ def test_a_portable_engine_is_not_chosen_where_its_arithmetic_is_missing(manifes
     assert select_engine(as_portable("fp8"), RTX, Hardware("8.9")).engine == "tensorrt-rtx"
     assert select_engine(as_portable("fp8"), RTX, Hardware("8.6")).engine == "cuda"
     assert select_engine(as_portable("fp16"), RTX, Hardware("8.6")).engine == "tensorrt-rtx"
-    assert select_engine(as_portable("fp16"), RTX, Hardware("7.5")).engine == "cuda"
+    for other in ("7.5", "9.0", "10.0"):  # TensorRT-RTX refuses to load them there
+        assert select_engine(as_portable("fp16"), RTX, Hardware(other)).engine == "cuda"
+    assert select_engine(as_portable("fp16"), RTX, Hardware("12.1")).engine == "tensorrt-rtx"
     with pytest.raises(EngineMissing, match=r"8\.6"):
         select_engine(as_portable("fp8"), RTX, Hardware("8.6"), "tensorrt-rtx")
+
+
+def test_what_writes_runs_where_the_llm_runs(manifest: Manifest) -> None:
+    assert select_engine(manifest, CPU, NO_GPU).llm_decode is None
+    both = msgspec.structs.replace(manifest, graphs=(*manifest.graphs, graph("llm_decode", "cpu")))
+    choice = select_engine(both, CPU, NO_GPU)
+    assert choice.llm_decode is not None
+    assert (choice.llm_decode.graph.stage, choice.llm_decode.device) == ("llm_decode", "cpu")
+    assert list(choice.stages) == ["vision_encoder", "aligner", "llm", "llm_decode"]
+    assert select_engine(both, GPU, ADA).llm_decode is None  # its caches would have to travel
 
 
 def test_onnx_means_onnx_runtime_on_the_best_device(manifest: Manifest) -> None:
@@ -113,6 +126,19 @@ def test_an_unknown_engine_is_wrong_use(manifest: Manifest) -> None:
 @pytest.fixture
 def aligner(nano_bundle: Path) -> OnnxSession:
     return OnnxSession(nano_bundle / "aligner.onnx", threads=1)
+
+
+def test_only_what_is_asked_for_is_fetched_and_a_value_on_a_device_is_read_there(aligner: OnnxSession) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {i.name: [2, *i.shape[1:]] for i in aligner._session.get_inputs()}
+    feeds = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    everything = aligner.run(feeds)
+    assert list(aligner.run(feeds, ["attribute_logits"])) == ["attribute_logits"]
+    # On the CPU a device's memory is the host's; tests/test_gpu_onnx.py does the same on a GPU
+    there = {name: OnDevice(OrtValue.ortvalue_from_numpy(value)) for name, value in feeds.items()}
+    assert all(np.array_equal(np.asarray(there[name]), feeds[name]) for name in feeds)
+    found = aligner.run(there)
+    assert all(np.array_equal(found[name], everything[name]) for name in everything)
 
 
 def test_a_wrong_feed_is_an_engine_error(aligner: OnnxSession) -> None:

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -111,15 +112,17 @@ def test_the_least_recently_used_goes_first() -> None:
     assert recent.clear() == ["one", "three"]
 
 
-def test_hidden_states_stay_on_the_gpu_only_between_engines_of_one_library() -> None:
-    def choice(library: Library) -> StageChoice:
-        return StageChoice(Graph("aligner", "cpu", "x", "fp16", ""), library, "cuda")
+def test_hidden_states_stay_on_the_gpu_only_within_one_library() -> None:
+    def choice(library: Library, device: Literal["cpu", "cuda"] = "cuda") -> StageChoice:
+        return StageChoice(Graph("aligner", "cpu", "x", "fp16", ""), library, device)
 
     both = EngineChoice("tensorrt", choice("tensorrt"), choice("tensorrt"), choice("onnxruntime-gpu"))
     assert hands_over(both)
     assert hands_over(replace(both, vision_encoder=choice("tensorrt_rtx"), aligner=choice("tensorrt_rtx")))
     assert not hands_over(replace(both, aligner=choice("onnxruntime-gpu")))
-    assert not hands_over(replace(both, vision_encoder=choice("onnxruntime-gpu"), aligner=choice("onnxruntime-gpu")))
+    assert hands_over(replace(both, vision_encoder=choice("onnxruntime-gpu"), aligner=choice("onnxruntime-gpu")))
+    on_cpu = choice("onnxruntime-gpu", "cpu")
+    assert not hands_over(replace(both, vision_encoder=on_cpu, aligner=on_cpu))
     assert not hands_over(replace(both, aligner=choice("tensorrt_rtx")))
 
 

@@ -24,6 +24,7 @@ from calm_export.llm import (
     export_embed_tokens,
     export_llm,
     llm_spec,
+    open_llm,
     write_llm_source,
 )
 from calm_export.options import ExportOptions
@@ -49,7 +50,6 @@ from calm_runtime.bundle import (
 )
 from calm_runtime.errors import ExportError
 from calm_runtime.llm import LanguageModel, read_embed_tokens
-from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.photo import load_photo
 from calm_runtime.pipeline import Calm
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
@@ -57,6 +57,7 @@ from calm_runtime.text import TextTokenizer
 from calm_train.checkpoint import CONFIG, INFO, TOKENIZER, load_checkpoint
 
 LLM = "llm/model.onnx"
+LLM_DECODE = "llm-decode/model.onnx"
 LLM_CUDA = "llm-cuda/model.onnx"
 EMBED_TOKENS_FILE = "embed_tokens.safetensors"
 _TOOLS = ("calm-edge", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai",
@@ -94,6 +95,8 @@ def export_bundle(
         features = export_eyes(work, pixels, reference, progress)
         source = write_llm_source(model, tokenizer, work.scratch / "llm")
         _export_llm(work, source, reference, features["image_embeds"], progress)
+        if options.llm_decode_precision:
+            _export_decode(work, source, reference, features["image_embeds"], options.llm_decode_precision, progress)
         if "cuda" in options.targets:
             _export_cuda(work, source, reference, features["image_embeds"], progress)
         if engine_targets(options):
@@ -125,7 +128,7 @@ def _export_llm(
         export_llm(source, precision, work.folder / "llm", block=work.options.llm_block)
         dtype = torch.float32 if precision == "fp32" else torch.float16
         export_embed_tokens(work.model, work.folder / EMBED_TOKENS_FILE, dtype)
-        scores = _scores(work, LLM, image_embeds)
+        scores = _scores(work, _open_llm(work, LLM), image_embeds)
         rows = parity.score_rows(reference, scores, parity.coarser(precision, work.options.encoder_precision))
         missed = parity.describe(rows)
         if not missed or (work.options.allow_drift and precision == choices[-1]):
@@ -138,6 +141,30 @@ def _export_llm(
     raise ExportError(f"the LLM misses the parity gate as {' / '.join(misses)}")
 
 
+def _export_decode(
+    work: Work,
+    source: Path,
+    reference: parity.Seen,
+    image_embeds: parity.Array,
+    precision: LlmPrecision,
+    progress: Callable[[str], None],
+) -> None:
+    """A second graph for single tokens. Its gate: scores whose question it has read token by token."""
+    first = next(graph for graph in work.graphs if graph.stage == "llm")
+    if first.precision == precision:  # what "auto" came to
+        raise ExportError(f"the LLM is {precision} already; leave out --llm-decode-precision, one graph does both")
+    progress(f"building the LLM as {precision}, to write")
+    export_llm(source, precision, (work.folder / LLM_DECODE).parent, block=work.options.llm_block)
+    scores = _scores(work, _open_llm(work, LLM, LLM_DECODE), image_embeds, token_by_token=True)
+    coarsest = parity.coarser(parity.coarser(first.precision, precision), work.options.encoder_precision)
+    rows = [
+        msgspec.structs.replace(row, stage="llm_decode", metric=f"{row.metric}, question token by token")
+        for row in parity.score_rows(reference, scores, coarsest)
+    ]
+    work.gate(rows, f"the LLM as {precision}, to write,")
+    work.add_onnx("llm_decode", LLM_DECODE, precision, f"onnxruntime-genai {tool_version('onnxruntime-genai')}")
+
+
 def _export_cuda(
     work: Work,
     source: Path,
@@ -147,22 +174,28 @@ def _export_cuda(
 ) -> None:
     """The same vision encoder and aligner, and a float16 LLM for ONNX Runtime's CUDA kernels."""
     for graph in list(work.graphs):
-        if graph.stage != "llm":
+        if graph.stage in ("vision_encoder", "aligner"):
             work.graphs.append(msgspec.structs.replace(graph, target="cuda"))
     progress("building the LLM as fp16 for CUDA")
     export_llm(source, "fp16", (work.folder / LLM_CUDA).parent, "cuda")
-    rows = parity.score_rows(reference, _scores(work, LLM_CUDA, image_embeds), "fp16")
+    rows = parity.score_rows(reference, _scores(work, _open_llm(work, LLM_CUDA), image_embeds), "fp16")
     rows = [msgspec.structs.replace(row, metric=f"fp16 for cuda: {row.metric}") for row in rows]
     work.gate(rows, "the LLM for CUDA")
     work.add_onnx("llm", LLM_CUDA, "fp16", f"onnxruntime-genai {tool_version('onnxruntime-genai')}", "cuda")
 
 
-def _scores(work: Work, graph: str, image_embeds: parity.Array) -> npt.NDArray[np.float64]:
-    """Scores by one of the bundle's decoders, on the CPU."""
-    config = work.model.config
+def _open_llm(work: Work, graph: str, decode: str | None = None) -> LanguageModel:
+    """One or two of the bundle's decoders, on the CPU."""
     table = read_embed_tokens(work.folder / EMBED_TOKENS_FILE)
-    llm = LanguageModel(OnnxSession(work.folder / graph), table, llm_spec(config.text_config))
-    return parity.onnx_scores(llm, image_embeds, work.info.prompts["score"], work.text, config.score_token_ids)
+    spec = llm_spec(work.model.config.text_config)
+    return open_llm(work.folder / graph, table, spec, work.folder / decode if decode else None)
+
+
+def _scores(
+    work: Work, llm: LanguageModel, image_embeds: parity.Array, *, token_by_token: bool = False
+) -> npt.NDArray[np.float64]:
+    prompt, token_ids = work.info.prompts["score"], work.model.config.score_token_ids
+    return parity.onnx_scores(llm, image_embeds, prompt, work.text, token_ids, token_by_token=token_by_token)
 
 
 def _finish(work: Work, source_sha256: str) -> Manifest:

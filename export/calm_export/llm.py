@@ -20,7 +20,9 @@ from calm_export.dynamic import dynamic_int8
 from calm_export.graph import write_graph
 from calm_runtime.bundle import LlmSpec
 from calm_runtime.errors import ExportError
-from calm_runtime.llm import EMBED_TOKENS
+from calm_runtime.llm import EMBED_TOKENS, LanguageModel
+from calm_runtime.onnx_session import OnnxSession
+from calm_runtime.session import Array
 from calm_train.model import CalmForConditionalGeneration
 
 LlmPrecision = Literal["int4", "int8", "int8-dynamic", "fp16", "fp32"]
@@ -109,6 +111,11 @@ def export_llm(
         config = folder / GENAI_CONFIG
         config.write_bytes((built / GENAI_CONFIG).read_bytes())
     return (*files, config)
+
+
+def open_llm(path: Path, embed_tokens: Array, spec: LlmSpec, decode: Path | None = None) -> LanguageModel:
+    """An exported LLM on the CPU, with a graph of its own to write where there is one."""
+    return LanguageModel(OnnxSession(path), embed_tokens, spec, (lambda: OnnxSession(decode)) if decode else None)
 
 
 def _architecture(source: Path) -> str:

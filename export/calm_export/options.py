@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calm_export.calibrate import ENGINE_SCHEMES
-from calm_export.llm import BLOCK_SIZE, BLOCK_SIZES, CHOICES
+from calm_export.llm import BLOCK_SIZE, BLOCK_SIZES, CHOICES, LlmPrecision
 from calm_export.packs import PACK_TARGETS
 from calm_export.tensorrt import BATCHES, Batches, check_batches, check_device
 from calm_export.tensorrt_build import PORTABLE
@@ -22,8 +22,9 @@ ENGINE_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8
 class ExportOptions:
     """What to build. The graphs for the CPU are always part of a bundle: every engine falls back to them.
 
-    llm_precision: "auto" takes the smallest of int4, int8 and fp32 that passes the gate. llm_block: weights of int4 and
-    int8 that share a scale.
+    llm_precision: "auto" takes the smallest of int4, int8 and fp32 that passes the gate. llm_decode_precision: of a second
+    graph that reads what is written, token by token; None has one graph for all. llm_block: weights of int4 and int8
+    that share a scale.
     encoder_precision: of vision encoder and aligner for the CPU. calibration: folder of photos whose values set the
     ranges of int8 and fp8; None takes the gate's.
     devices: of TensorRT-RTX engines, "portable" or compute capabilities; TensorRT builds for the GPU at hand.
@@ -34,6 +35,7 @@ class ExportOptions:
 
     targets: tuple[str, ...] = ("cpu",)
     llm_precision: str = "auto"
+    llm_decode_precision: LlmPrecision | None = None
     llm_block: int = BLOCK_SIZE
     encoder_precision: Precision = "fp32"
     calibration: Path | None = None
@@ -51,6 +53,12 @@ class ExportOptions:
             raise ExportError(f"no export target {', '.join(sorted(unknown))}; choose from {', '.join(TARGETS)}")
         if self.llm_precision not in ("auto", *CHOICES):
             raise ExportError(f"no LLM precision {self.llm_precision!r}; choose auto or {', '.join(CHOICES)}")
+        if self.llm_decode_precision not in (None, *CHOICES):
+            raise ExportError(f"no precision {self.llm_decode_precision!r} to write; choose from {', '.join(CHOICES)}")
+        if self.llm_decode_precision and self.llm_decode_precision == self.llm_precision:
+            raise ExportError(
+                f"a second graph as {self.llm_precision} would be the first again; leave out the precision to write"
+            )
         if self.llm_block not in BLOCK_SIZES:
             raise ExportError(f"no LLM block of {self.llm_block}; choose from {', '.join(map(str, BLOCK_SIZES))}")
         if self.encoder_precision not in ENCODER_PRECISIONS:
@@ -93,4 +101,4 @@ class ExportOptions:
             "engine_batches": " ".join(map(str, self.batches)) if engines else "",
             "parity_photos": "edited examples" if self.photos is None else "a folder",
             "allow_drift": "yes" if self.allow_drift else "no",
-        }
+        } | ({"llm_decode_precision": self.llm_decode_precision} if self.llm_decode_precision else {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,15 +94,34 @@ def bundle_features(encoder: VisionEncoder, mfam: Aligner, pixels: Array) -> dic
 
 
 def onnx_scores(
-    llm: LanguageModel, image_embeds: Array, prompt: Prompt, text: TextTokenizer, token_ids: Iterable[int]
+    llm: LanguageModel,
+    image_embeds: Array,
+    prompt: Prompt,
+    text: TextTokenizer,
+    token_ids: Iterable[int],
+    *,
+    token_by_token: bool = False,
 ) -> npt.NDArray[np.float64]:
     """Scores of image_embeds [P, T, D] by the exported LLM, one photo at a time as a user would ask."""
-    before, after = (llm.embed(ids)[None] for ids in split_prompt(prompt, text))
-    rows = [
-        llm.prefill(np.concatenate([before, embeds[None], after], axis=1))[0][0, list(token_ids)]
-        for embeds in image_embeds
-    ]
-    return scores_of(np.stack(rows))
+    before, after = split_prompt(prompt, text)
+    ids = list(token_ids)
+    read = decode_logits if token_by_token else prefill_logits
+    return scores_of(np.stack([read(llm, embeds, before, after)[ids] for embeds in image_embeds]))
+
+
+def prefill_logits(llm: LanguageModel, image_embeds: Array, before: Sequence[int], after: Sequence[int]) -> Array:
+    """Logits [V] after a prompt with image_embeds [T, D], read at once."""
+    logits, _ = llm.prefill(np.concatenate([llm.embed(before), image_embeds, llm.embed(after)])[None])
+    row: Array = logits[0]
+    return row
+
+
+def decode_logits(llm: LanguageModel, image_embeds: Array, before: Sequence[int], after: Sequence[int]) -> Array:
+    """The same with what follows the image read token by token, by the graph that reads what the LLM writes."""
+    _, cache = llm.prefill(np.concatenate([llm.embed(before), image_embeds])[None])
+    read = llm.decoder(cache, len(after))
+    row: Array = [read(token) for token in after][-1][0]
+    return row
 
 
 def torch_scores(

@@ -9,20 +9,20 @@ import numpy as np
 import torch
 
 from calm_export import parity
-from calm_export.llm import BLOCK_SIZE, export_llm, llm_spec, write_llm_source
+from calm_export.llm import BLOCK_SIZE, export_llm, llm_spec, open_llm, write_llm_source
 from calm_export.parity import MAX_SCORE_DIFFERENCE, MIN_COSINE, MIN_SRCC, Array
 from calm_export.stages import Distance, StageRow, most, number
 from calm_runtime.bundle import Bundle, Graph, Manifest, Stage
 from calm_runtime.errors import BundleCorrupt, DataError, UsageError
 from calm_runtime.llm import LanguageModel, read_embed_tokens
-from calm_runtime.onnx_session import OnnxSession
-from calm_runtime.prompt import Prompt, split_prompt
+from calm_runtime.prompt import split_prompt
 from calm_runtime.rank_correlation import srcc
 from calm_runtime.text import TextTokenizer
 from calm_train.checkpoint import TOKENIZER, load_checkpoint
 
 FLOAT32 = "float32"
-LOGITS, SCORE, TEXT = "prefill logits", "score", "greedy text"
+LOGITS, DECODED, SCORE, TEXT = "prefill logits", "decode logits", "score", "greedy text"
+ROUNDED = ("int8", "int8-dynamic", "int4")
 MIN_SAME_WEIGHTS_COSINE = 0.9999  # rounding to few bits hides small changes of the weights from a float32 reference
 MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.98, "int8": 0.9, "int8-dynamic": 0.9, "int4": 0.8}
 TEXT_TASK = "comment"
@@ -52,31 +52,42 @@ class Source:
 
 
 class Decoder:
-    """One of the bundle's decoders with the bundle's prompts, and what was found of it so far."""
+    """One of the bundle's decoders with the bundle's prompts, and what was found of it so far.
 
-    def __init__(self, bundle: Bundle, graph: Graph, text: TextTokenizer) -> None:
-        self.manifest, self.graph, self.text = bundle.manifest, graph, text
-        self.llm = LanguageModel(
-            OnnxSession(bundle.file(graph.path)),
+    decode: the graph that reads what the LLM writes, where it is another one.
+    """
+
+    def __init__(self, bundle: Bundle, graph: Graph, decode: Graph | None, text: TextTokenizer) -> None:
+        self.manifest, self.graph, self.decode, self.text = bundle.manifest, graph, decode, text
+        self.llm = open_llm(
+            bundle.file(graph.path),
             read_embed_tokens(bundle.file("embed_tokens.safetensors")),
             bundle.manifest.llm,
+            bundle.file(decode.path) if decode else None,
         )
         self.eyes = cpu_graph(bundle, "aligner").precision  # what reads the photo before this decoder does
         self.engine = "onnxruntime" if graph.target == "cpu" else f"onnxruntime, {graph.target} graph on the CPU"
-        self.twin: LanguageModel | None = None  # a graph of the same precision, made from the checkpoint
+        self.twin: LanguageModel | None = None  # graphs of the same precision, made from the checkpoint
         self.logits, self.same_weights = Distance(), Distance()
+        self.decoded, self.same_decoded = Distance(), Distance()
         self.scores: list[float] = []
         self.agreed: list[int] = []
         self.written: list[int] = []
 
     def read(self, source: Source, expected: Array, reference_embeds: Array, image_embeds: Array) -> str:
         """Read one photo: logits, against torch's `expected` [V], score and text. Returns the text."""
-        logits = _prefill(self.llm, image_embeds, self.manifest.prompts["score"], self.text)
+        prompt = split_prompt(self.manifest.prompts["score"], self.text)
+        its_prompt = split_prompt(source.info.prompts["score"], source.text)
+        same = image_embeds if self.eyes == "int8" else reference_embeds  # only the decoders' weights may differ
+        logits = parity.prefill_logits(self.llm, image_embeds[0], *prompt)
         self.logits.add(expected, logits)
         if self.twin:
-            same = image_embeds if self.eyes == "int8" else reference_embeds  # only the decoders' weights may differ
-            twin = _prefill(self.twin, same, source.info.prompts["score"], source.text)
-            self.same_weights.add(twin, logits)
+            self.same_weights.add(parity.prefill_logits(self.twin, same[0], *its_prompt), logits)
+        if self.decode:
+            decoded = parity.decode_logits(self.llm, image_embeds[0], *prompt)
+            self.decoded.add(expected, decoded)
+            if self.twin:
+                self.same_decoded.add(parity.decode_logits(self.twin, same[0], *its_prompt), decoded)
         self.scores.append(float(parity.scores_of(logits[list(self.manifest.score.token_ids)])))
         tokens = self._write(image_embeds)
         closed = [self.manifest.llm.eos_token_id] if len(tokens) < TEXT_TOKENS else []
@@ -94,6 +105,13 @@ class Decoder:
         if self.twin:
             rounded = f"checkpoint rounded to {precision}"
             yield self.same_weights.row(LOGITS, self.engine, precision, rounded, min_cosine=MIN_SAME_WEIGHTS_COSINE)
+        writing, written = self.decode.precision if self.decode else precision, gate
+        if self.decode:
+            written = parity.coarser(writing, gate)
+            yield self.decoded.row(DECODED, self.engine, writing, FLOAT32, min_cosine=MIN_COSINE[written])
+            if self.twin:
+                rounded = f"checkpoint rounded to {writing}"
+                yield self.same_decoded.row(DECODED, self.engine, writing, rounded, min_cosine=MIN_SAME_WEIGHTS_COSINE)
         difference = most(np.abs(np.subtract(torch_scores, self.scores)))
         rank = srcc(np.asarray(torch_scores), np.asarray(self.scores))
         limit = MAX_SCORE_DIFFERENCE[gate]
@@ -108,12 +126,12 @@ class Decoder:
             gate=f"difference <= {limit:g}, SRCC >= {MIN_SRCC:g}",
             passed=difference <= limit and rank >= MIN_SRCC,
         )
-        share, enough = sum(self.agreed) / sum(self.written), MIN_AGREEMENT[gate]
+        share, enough = sum(self.agreed) / sum(self.written), MIN_AGREEMENT[written]
         same = sum(agreed == written for agreed, written in zip(self.agreed, self.written, strict=True))
         yield StageRow(
             stage=TEXT,
             engine=self.engine,
-            precision=precision,
+            precision=writing,
             reference=FLOAT32,
             photos=len(self.written),
             agreement=number(share),
@@ -133,17 +151,25 @@ def open_decoders(bundle: Bundle, source: Source, scratch: Path, progress: Calla
     """The bundle's decoders, that of the CPU first. A quantised one gets its twin."""
     text = TextTokenizer(bundle.file(TOKENIZER), bundle.manifest.llm.bos_token_id)
     cuda = bundle.graph("llm", "cuda")
-    decoders = [Decoder(bundle, graph, text) for graph in (cpu_graph(bundle, "llm"), cuda) if graph]
+    decoders = [
+        Decoder(bundle, graph, bundle.graph("llm_decode", graph.target), text)
+        for graph in (cpu_graph(bundle, "llm"), cuda)
+        if graph
+    ]
+    block = int(bundle.manifest.provenance.options.get("llm_block", BLOCK_SIZE))
     for index, decoder in enumerate(decoders):
-        precision = decoder.graph.precision
-        if precision == "int4" or precision == "int8" or precision == "int8-dynamic":
-            progress(f"rounding the checkpoint's LLM to {precision}")
-            folder = scratch / f"llm-{index}"
-            rounding = write_llm_source(source.model, source.tokenizer, scratch / f"source-{index}")
-            block = int(bundle.manifest.provenance.options.get("llm_block", BLOCK_SIZE))
-            export_llm(rounding, precision, folder, block=block)
-            table = source.model.get_input_embeddings().get_parameter("weight").detach().half().numpy()
-            decoder.twin = LanguageModel(OnnxSession(folder / "model.onnx"), table, source.spec)
+        graphs = [graph for graph in (decoder.graph, decoder.decode) if graph]
+        if not any(graph.precision in ROUNDED for graph in graphs):
+            continue
+        rounding = write_llm_source(source.model, source.tokenizer, scratch / f"source-{index}")
+        paths = []
+        for graph in graphs:
+            progress(f"rounding the checkpoint's LLM to {graph.precision}")
+            folder = scratch / f"{graph.stage}-{index}"
+            export_llm(rounding, graph.precision, folder, block=block)  # type: ignore[arg-type]
+            paths.append(folder / "model.onnx")
+        table = source.model.get_input_embeddings().get_parameter("weight").detach().half().numpy()
+        decoder.twin = open_llm(paths[0], table, source.spec, paths[1] if len(paths) > 1 else None)
     return decoders
 
 
@@ -153,14 +179,6 @@ def cpu_graph(bundle: Bundle, stage: Stage) -> Graph:
     if graph is None:
         raise BundleCorrupt(f"{bundle.path}: no graph of {stage} for the CPU; export the bundle again")
     return graph
-
-
-def _prefill(llm: LanguageModel, image_embeds: Array, prompt: Prompt, text: TextTokenizer) -> Array:
-    """Logits [V] after a prompt with image_embeds [1, T, D]."""
-    before, after = (llm.embed(ids)[None] for ids in split_prompt(prompt, text))
-    logits, _ = llm.prefill(np.concatenate([before, image_embeds, after], axis=1))
-    row: Array = logits[0]
-    return row
 
 
 def _barred(manifest: Manifest) -> set[int]:

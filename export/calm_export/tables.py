@@ -70,5 +70,6 @@ def show(console: Console, output: Path, manifest: Manifest) -> None:
             f"{engine.fused_attention} fused attention, {engine.activation_bytes / 2**20:.0f} MiB at the largest batch"
         )
     size = sum(entry.bytes for entry in manifest.files.values())
-    precision = next(graph.precision for graph in manifest.graphs if graph.stage == "llm")
-    console.print(f"{output}: {size / 1e6:.1f} MB, LLM {precision}, digest {manifest.digest[:12]}")
+    llm = [graph.precision for graph in manifest.graphs if graph.target == "cpu" and graph.stage.startswith("llm")]
+    precisions = ", to write ".join(llm)
+    console.print(f"{output}: {size / 1e6:.1f} MB, LLM {precisions}, digest {manifest.digest[:12]}")

@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 DEFAULT_BUNDLE = Path(__file__).parent / "models" / "calm-nano"
 
-Stage = Literal["vision_encoder", "aligner", "llm"]
+Stage = Literal["vision_encoder", "aligner", "llm", "llm_decode"]
 Target = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "fp8"]
 
@@ -82,6 +82,7 @@ class LlmSpec(_Struct, frozen=True):
 class Graph(_Struct, frozen=True):
     """One executable file. onnx_sha256 is the digest of the ONNX file an engine was built from.
 
+    stage: "llm_decode" is optional: the LLM again, its weights rounded for single tokens. It continues caches of "llm".
     profile: optimisation profile, input name -> (minimum, optimum, maximum) shapes; engines only.
     device: compute capability an engine was built for ("portable" or "8.9"); "any" for ONNX.
     """

@@ -80,7 +80,7 @@ class InContextReader:
         words = self.llm.embed(self._text(PERSONAL))
         rows = []
         for photo in self.queries(image_embeds):
-            logits, _ = self.llm.prefill(np.concatenate([photo, words])[None], cache)
+            logits = self.llm.logits(np.concatenate([photo, words])[None], cache)
             rows.append(logits[0, list(self.manifest.score.token_ids)])
         means, _ = histogram_moments(score_histogram(np.array(rows, np.float32).reshape(-1, SCORE_LEVELS)))
         return np.asarray((means - RATING_MIDDLE) / RATING_SPREAD)

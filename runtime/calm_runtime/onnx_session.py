@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,42 @@ _LOG_ERRORS_ONLY = 3
 Run = Callable[[Mapping[str, Array]], Array]
 
 
+class OnDevice:
+    """An output that stayed on the GPU. Another session reads it in place; `numpy.asarray` copies it to the host."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("an array on the GPU cannot be read without a copy")
+        return np.asarray(self.value.numpy(), dtype)
+
+
 class OnnxSession:
     """`Session` over an ONNX file; weights in external files are found beside it.
 
     Feeds are cast to the graph's dtypes. spin: threads stay awake through a run, for graphs that run token by token.
+    keep_on_device: outputs of a GPU stay there until someone reads them.
     Raises EngineMissing when ONNX Runtime or the device is not there, EngineError when the file cannot be loaded.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None, *, spin: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        spin: bool = False,
+        keep_on_device: bool = False,
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise EngineMissing(f"ONNX Runtime cannot be imported ({error}); pip install calm-edge[cpu]") from error
+        if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+            with redirect_stdout(StringIO()):  # it prints what it does not find; the session below says what that means
+                onnxruntime.preload_dlls()  # CUDA and cuDNN where they are Python packages
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         # Between the products of one token there is no time to wake up. In the other graphs spinning gains one caller
@@ -53,6 +79,7 @@ class OnnxSession:
         if device == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
             raise EngineMissing(f"{path}: CUDA does not answer; check the driver and calm-edge[gpu], or use cpu")
         self._device = device
+        self._kept = keep_on_device and device != "cpu"
         unknown = {i.type for i in self._session.get_inputs()} - _DTYPES.keys()
         if unknown:
             raise EngineError(f"{path}: inputs of type {', '.join(sorted(unknown))} cannot be fed; export it again")
@@ -67,38 +94,70 @@ class OnnxSession:
     def input_dtypes(self) -> Mapping[str, np.dtype[Any]]:
         return self._input_dtypes
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        session = self._session
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """outputs: names of those to fetch; None takes all."""
+        session, wanted = self._session, outputs or self._outputs
         if session is None:
             raise EngineError(f"{self.path}: the session is closed; load the bundle again")
         typed = {
-            name: value.astype(self._input_dtypes.get(name, value.dtype), copy=False) for name, value in feeds.items()
+            name: value if isinstance(value, OnDevice) else self._typed(name, value) for name, value in feeds.items()
         }
         try:
-            values = session.run(self._outputs, typed)
+            if self._kept or any(isinstance(value, OnDevice) for value in typed.values()):
+                values = self._run_on_device(session, typed, wanted)
+            else:
+                values = session.run(wanted, typed)
         except Exception as error:
             raise EngineError(f"{self.path}: ONNX Runtime failed: {_first_line(error)}") from error
-        return dict(zip(self._outputs, values, strict=True))
+        return dict(zip(wanted, values, strict=True))
+
+    def _typed(self, name: str, value: Array) -> Array:
+        return np.ascontiguousarray(value, self._input_dtypes.get(name, value.dtype))
+
+    def _run_on_device(self, session: Any, feeds: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
+        binding = session.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, OnDevice):
+                binding.bind_ortvalue_input(name, value.value)
+            else:
+                binding.bind_cpu_input(name, value)
+        for name in wanted:
+            binding.bind_output(name, self._device if self._kept else "cpu")
+        session.run_with_iobinding(binding)
+        return [OnDevice(value) if self._kept else value.numpy() for value in binding.get_outputs()]
 
     def bind(self, name: str, fixed: Mapping[str, Array], written: Mapping[str, Array]) -> Run:
         """A run that reads `fixed` inputs and writes `written` outputs where they lie; memory may be in both.
 
-        Feeds of the run are the other inputs, its result the output `name`. For the CPU alone, and for one thread.
+        Feeds of the run are the other inputs, its result the output `name`. On the CPU the arrays themselves are read and
+        written, on a GPU copies made now, which stay there. For one thread.
         """
         session = self._session
         if session is None:
             raise EngineError(f"{self.path}: the session is closed; load the bundle again")
         binding = session.io_binding()
-        binding.bind_output(name, "cpu")
-        for key, value in fixed.items():
-            binding.bind_input(key, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
-        for key, value in written.items():
-            binding.bind_output(key, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+        binding.bind_output(name, "cpu")  # the first that is bound is the first of get_outputs
+        alive: object = (fixed, written)
+        if self._device == "cpu":
+            for key, value in fixed.items():
+                binding.bind_input(key, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+            for key, value in written.items():
+                binding.bind_output(key, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+        else:
+            from onnxruntime import OrtValue
 
-        def run(feeds: Mapping[str, Array], *, _alive: object = (fixed, written)) -> Array:
+            every = (*fixed.values(), *written.values())
+            placed = {id(value): OrtValue.ortvalue_from_numpy(value, self._device, 0) for value in every}
+            for key, value in fixed.items():
+                binding.bind_ortvalue_input(key, placed[id(value)])
+            for key, value in written.items():
+                binding.bind_ortvalue_output(key, placed[id(value)])
+            alive = (alive, placed)
+
+        def run(feeds: Mapping[str, Array], *, _alive: object = alive) -> Array:
             if self._session is None:
                 raise EngineError(f"{self.path}: the session is closed; load the bundle again")
-            kept = {key: np.ascontiguousarray(value, self._input_dtypes[key]) for key, value in feeds.items()}
+            kept = {key: self._typed(key, value) for key, value in feeds.items()}
             for key, value in kept.items():
                 binding.bind_cpu_input(key, value)
             binding.bind_output(name, "cpu")  # memory of its own for every run

@@ -16,7 +16,7 @@ from calm_runtime.batch import Scored, score_in_batches
 from calm_runtime.bundle import DEFAULT_BUNDLE, Bundle, open_bundle
 from calm_runtime.errors import BundleCorrupt, UsageError
 from calm_runtime.in_context import InContextReader
-from calm_runtime.llm import KvCache, LanguageModel, Sampling, read_embed_tokens
+from calm_runtime.llm import KvCache, LanguageModel, Sampling
 from calm_runtime.photo import PhotoLimits, load_photo, photo_name, to_pixel_values
 from calm_runtime.prompt import EXAMPLE, PERSONAL, split_prompt
 from calm_runtime.readout import read_scores
@@ -92,7 +92,7 @@ class Calm:
             return RemoteCalm(source)
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be 1 or more, not {threads}")
-        from calm_runtime.engine import hands_over, open_session
+        from calm_runtime.engine import hands_over, open_language_model, open_session
         from calm_runtime.hardware import installed_libraries, probe_hardware
 
         bundle = open_bundle(source or DEFAULT_BUNDLE, verify=verify)
@@ -105,11 +105,7 @@ class Calm:
             choice,
             VisionEncoder(open_session(bundle, choice.vision_encoder, threads, keep_on_device=hands_over(choice))),
             Aligner(open_session(bundle, choice.aligner, threads)),
-            LanguageModel(
-                open_session(bundle, choice.llm, threads),
-                read_embed_tokens(bundle.file("embed_tokens.safetensors")),
-                manifest.llm,
-            ),
+            open_language_model(bundle, choice, threads),
             TextTokenizer(bundle.file("tokenizer.json"), manifest.llm.bos_token_id),
             limits or PhotoLimits(),
         )
@@ -170,7 +166,7 @@ class Calm:
         start = perf_counter()
         parts = (self._before_embeds[None].repeat(batch, 0), aligned.image_embeds,
                  self._score_embeds[None].repeat(batch, 0))  # fmt: skip
-        logits, _ = self._llm.prefill(np.concatenate(parts, axis=1))
+        logits = self._llm.logits(np.concatenate(parts, axis=1))
         spent = {"llm": _ms_since(start) / batch}
         return self._read(logits, aligned, [own | spent for own in timings])
 
@@ -231,7 +227,7 @@ class Look:
         """The photo's score. Raises EngineError or ScoreError."""
         before, after = self._calm._prompt("score")
         start = perf_counter()
-        logits, _ = self._calm._llm.prefill(self._calm._llm.embed(after)[None], self._cache(before))
+        logits = self._calm._llm.logits(self._calm._llm.embed(after)[None], self._cache(before))
         return self._calm._read(logits, self._aligned, [self._timings | {"llm": _ms_since(start)}])[0]
 
     def comment(self) -> Iterator[str]:

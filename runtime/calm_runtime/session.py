@@ -16,9 +16,10 @@ Array = npt.NDArray[Any]
 Engine = Literal["auto", "onnx", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 Library = Literal["onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx"]
 ENGINES: tuple[str, ...] = get_args(Engine)
-STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGES: tuple[Stage, ...] = ("vision_encoder", "aligner", "llm")  # those every bundle has
 
 _TENSORRT_LIBRARY: dict[Target, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_PORTABLE = ((8, 0), (8, 6), (8, 9))  # below 12.0
 _INSTALL = {
     "onnxruntime": "pip install calm-edge[cpu]",
     "onnxruntime-gpu": "pip uninstall onnxruntime, then pip install calm-edge[gpu]",
@@ -71,12 +72,23 @@ class StageChoice:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Which engine runs each stage."""
+    """Which engine runs each stage. llm_decode: None where the LLM's one graph also writes."""
 
     engine: str
     vision_encoder: StageChoice
     aligner: StageChoice
     llm: StageChoice
+    llm_decode: StageChoice | None = None
+
+    @property
+    def stages(self) -> dict[Stage, StageChoice]:
+        """The stages that have a graph, in the order a photo takes."""
+        always: dict[Stage, StageChoice] = {
+            "vision_encoder": self.vision_encoder,
+            "aligner": self.aligner,
+            "llm": self.llm,
+        }
+        return always | ({"llm_decode": self.llm_decode} if self.llm_decode else {})
 
 
 def select_engine(
@@ -143,15 +155,26 @@ def _assemble(manifest: Manifest, installed: frozenset[Library], hardware: Hardw
                 return StageChoice(graph, _TENSORRT_LIBRARY.get(target, onnx), "cuda" if gpu else "cpu")
         raise EngineMissing(f"the bundle has no graph for {stage} that runs here; export it with --target cpu")
 
-    return EngineChoice(engine, choose("vision_encoder"), choose("aligner"), choose("llm"))
+    llm = choose("llm")
+    decode = _graph(manifest, "llm_decode", llm.graph.target, hardware)  # the other's caches have to fit
+    return EngineChoice(
+        engine,
+        choose("vision_encoder"),
+        choose("aligner"),
+        llm,
+        StageChoice(decode, llm.library, llm.device) if decode else None,
+    )
 
 
 def _runs(graph: Graph, hardware: Hardware) -> bool:
-    """Whether a portable engine's arithmetic is this GPU's; one for a single GPU was refused there when it was built."""
+    """Whether a portable engine runs on this GPU; one for a single GPU was refused there when it was built.
+
+    Of capabilities 9.0 and 10.x, data-centre GPUs, TensorRT-RTX says when it loads an engine that it never will.
+    """
     if graph.device != "portable" or hardware.compute_capability is None:
         return True
-    capability = tuple(int(part) for part in hardware.compute_capability.split("."))
-    return capability >= ((8, 9) if graph.precision == "fp8" else (8, 0))
+    major, minor = (int(part) for part in hardware.compute_capability.split("."))
+    return major >= 12 or (major, minor) in _PORTABLE and (graph.precision != "fp8" or (major, minor) >= (8, 9))
 
 
 def _graph(manifest: Manifest, stage: Stage, target: Target, hardware: Hardware) -> Graph | None:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from calm_runtime.aligner import Aligner
 from calm_runtime.bundle import Bundle, file_sha256, open_bundle
-from calm_runtime.engine import open_session
+from calm_runtime.engine import open_language_model
 from calm_runtime.errors import BundleCorrupt
 from calm_runtime.hardware import installed_libraries, probe_hardware
-from calm_runtime.llm import LanguageModel, read_embed_tokens
 from calm_runtime.photo import PhotoLimits
 from calm_runtime.pipeline import Calm
 from calm_runtime.session import Session, select_engine
@@ -25,11 +24,7 @@ def load_language_half(folder: Path, vision: Session, aligner: Session, threads:
     _verify_present(bundle)
     manifest = bundle.manifest
     choice = select_engine(manifest, installed_libraries(), probe_hardware(), "onnx")
-    llm = LanguageModel(
-        open_session(bundle, choice.llm, threads),
-        read_embed_tokens(bundle.file("embed_tokens.safetensors")),
-        manifest.llm,
-    )
+    llm = open_language_model(bundle, choice, threads)
     text = TextTokenizer(bundle.file("tokenizer.json"), manifest.llm.bos_token_id)
     return Calm(bundle, choice, VisionEncoder(vision), Aligner(aligner), llm, text, PhotoLimits())
 

@@ -132,7 +132,7 @@ def _write_model(folder: Path, source: Path, bundle: Bundle, target: TritonTarge
 
 def _link_language_model(bundle: Bundle, folder: Path) -> None:
     """The part of the bundle that turns visual tokens into scores and text."""
-    others = {g.path for g in bundle.manifest.graphs if g.stage != "llm"}
+    others = {g.path for g in bundle.manifest.graphs if g.stage not in ("llm", "llm_decode")}
     others |= {data for path in tuple(others) for data in _external_data(bundle, path)}
     folder.mkdir()
     shutil.copyfile(bundle.path / MANIFEST, folder / MANIFEST)
