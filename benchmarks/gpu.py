@@ -1,6 +1,6 @@
 """What an NVIDIA GPU gains: ONNX Runtime's CUDA kernels beside PyTorch on the same GPU and this runtime on the CPU.
 
-python benchmarks/gpu.py [--sizes nano,edge] [--work runs/speed] [--output DIR]
+python benchmarks/gpu.py [--sizes nano,edge] [--engines cuda,torch] [--work runs/speed] [--output DIR]
 
 Writes gpu.json and gpu.md. Sizes and graphs are those of speed.py, in the same work folder; what is missing there is
 made, which needs calm-edge[train,export]. From pixel_values in the host's memory to the logits of the score.
@@ -33,11 +33,13 @@ PROMPT = 256  # tokens of the LLM's prefill
 TOKENS = 64
 LONGEST = 3.0  # seconds for the repeats of one figure
 TITLES = {
-    "cuda": "this runtime, CUDA, LLM fp16",
+    "cuda": "this runtime, CUDA, fp16",
     "torch": "PyTorch eager, fp16",
     "torch-fp32": "PyTorch eager, fp32",
     "cpu": "this runtime, CPU, LLM int4",
 }
+
+FORMS = {"cuda": ("eyes-fp16", "cuda"), "cpu": ("eyes-fp32", "int4")}
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -55,8 +57,8 @@ def open_engine(name: str, folder: Path, shape: Shape) -> Any:
     if name.startswith("torch"):
         dtype = "float32" if name.endswith("fp32") else "float16"
         return TorchEngine(folder, shape, threads, dtype, compiled=False, device="cuda")
-    graphs = {"cuda": "cuda", "cpu": "int4"}[name]
-    return CalmEngine(folder, shape, threads, "fp32", graphs, device=name)
+    eyes, llm = FORMS[name]
+    return CalmEngine(folder, shape, threads, eyes.removeprefix("eyes-"), llm, device=name)
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
@@ -109,22 +111,22 @@ def page(report: dict[str, Any]) -> str:
 
 @click.command(help=__doc__)
 @click.option("--sizes", default=",".join(SIZES), show_default=True)
+@click.option("--engines", default=",".join(TITLES), show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True)
 @click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), default=HERE, show_default="beside this file"
 )
-def main(sizes: str, work: Path, output: Path) -> None:
+def main(sizes: str, engines: str, work: Path, output: Path) -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     shapes: dict[str, Any] = {}
     for size in sizes.split(","):
         folder = work / size
-        if subprocess.run(
-            [sys.executable, HERE / "speed_models.py", size, folder, "eyes-fp32", "int4", "cuda"], check=False
-        ).returncode:
+        forms = [form for engine, pair in FORMS.items() if engine in engines.split(",") for form in pair]
+        if subprocess.run([sys.executable, HERE / "speed_models.py", size, folder, *forms], check=False).returncode:
             raise click.ClickException(f"{size} cannot be prepared")
         shapes[size] = json.loads((folder / "shape.json").read_bytes())
         found[size] = []
-        for name in TITLES:
+        for name in engines.split(","):
             found[size].append(measure(name, folder))
             click.echo(f"{size}, {name}: {found[size][-1]}", err=True)
     asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]

@@ -14,7 +14,7 @@ from calm_runtime.bundle import DEFAULT_BUNDLE, LlmSpec
 
 SIZES = ("nano", "edge")
 NANO = Path(__file__).parents[1] / "models" / "calm-nano"
-EYES = ("fp32", "int8", "int8-dynamic")
+EYES = ("fp32", "int8", "int8-dynamic", "fp16")
 CALIBRATION_PHOTOS = 8
 GGUF = "llm.gguf"
 SHAPE = "shape.json"
@@ -85,7 +85,7 @@ def prepare(size: str, folder: Path, llms: set[str], eyes: set[str], gguf: bool,
     for name in sorted(eyes):
         if not (folder / f"eyes-{name}").is_dir():
             say(f"{size}: vision encoder and aligner as {name}")
-            rounded = _calibrate_eyes if name == "int8" else _quantise_eyes
+            rounded = {"int8": _calibrate_eyes, "fp16": _halve_eyes}.get(name, _quantise_eyes)
             _whole(folder / f"eyes-{name}", lambda place, rounded=rounded: rounded(folder / "eyes-fp32", place))
     for name in sorted(llms, key=list(LLM_FORMS).index):
         if not (folder / f"llm-{name}").is_dir():
@@ -173,6 +173,15 @@ def _quantise_eyes(source: Path, folder: Path) -> None:
 
     for name in ("vision_encoder.onnx", "aligner.onnx"):
         write_graph(dynamic_int8(source / name), folder / name)
+
+
+def _halve_eyes(source: Path, folder: Path) -> None:
+    """What `calm export --target cuda` writes."""
+    from calm_export.engines import write_sources
+    from calm_train.checkpoint import load_checkpoint
+
+    model, _, _ = load_checkpoint(checkpoint_of(source.parent.name, source.parent))
+    write_sources(model, "fp16", folder)
 
 
 def _calibrate_eyes(source: Path, folder: Path) -> None:

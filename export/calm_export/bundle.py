@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from calm_export import parity
-from calm_export.eyes import export_engines, export_eyes
+from calm_export.eyes import export_cuda_eyes, export_engines, export_eyes
 from calm_export.llm import (
     CHOICES,
     PRECISIONS,
@@ -98,7 +98,8 @@ def export_bundle(
         if options.llm_decode_precision:
             _export_decode(work, source, reference, features["image_embeds"], options.llm_decode_precision, progress)
         if "cuda" in options.targets:
-            _export_cuda(work, source, reference, features["image_embeds"], progress)
+            export_cuda_eyes(work, pixels, reference, progress)
+            _export_cuda_llm(work, source, reference, progress)
         if engine_targets(options):
             export_engines(work, pixels, reference, progress)
         progress("scoring the examples with the finished bundle")
@@ -165,20 +166,13 @@ def _export_decode(
     work.add_onnx("llm_decode", LLM_DECODE, precision, f"onnxruntime-genai {tool_version('onnxruntime-genai')}")
 
 
-def _export_cuda(
-    work: Work,
-    source: Path,
-    reference: parity.Seen,
-    image_embeds: parity.Array,
-    progress: Callable[[str], None],
-) -> None:
-    """The same vision encoder and aligner, and a float16 LLM for ONNX Runtime's CUDA kernels."""
-    for graph in list(work.graphs):
-        if graph.stage in ("vision_encoder", "aligner"):
-            work.graphs.append(msgspec.structs.replace(graph, target="cuda"))
+def _export_cuda_llm(work: Work, source: Path, reference: parity.Seen, progress: Callable[[str], None]) -> None:
+    """A float16 LLM for ONNX Runtime's CUDA kernels. Its gate is its own: it reads what PyTorch saw."""
     progress("building the LLM as fp16 for CUDA")
     export_llm(source, "fp16", (work.folder / LLM_CUDA).parent, "cuda")
-    rows = parity.score_rows(reference, _scores(work, _open_llm(work, LLM_CUDA), image_embeds), "fp16")
+    rows = parity.score_rows(
+        reference, _scores(work, _open_llm(work, LLM_CUDA), reference.features["image_embeds"]), "fp16"
+    )
     rows = [msgspec.structs.replace(row, metric=f"fp16 for cuda: {row.metric}") for row in rows]
     work.gate(rows, "the LLM for CUDA")
     work.add_onnx("llm", LLM_CUDA, "fp16", f"onnxruntime-genai {tool_version('onnxruntime-genai')}", "cuda")

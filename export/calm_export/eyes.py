@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import torch
@@ -19,6 +20,7 @@ from calm_export.vision import export_vision
 from calm_export.work import Work, engine_targets, tool_version
 from calm_runtime.bundle import ParityRow, Precision, Stage
 
+EYES_CUDA = "eyes-cuda"
 ENGINE_PHOTOS = 16  # float16 on a CPU is emulated and slow: enough photos to see an overflow
 
 
@@ -32,7 +34,7 @@ def export_eyes(
         "aligner": export_aligner(work.model),
     }
     sources: Sources = {stage: folder / f"{stage}.onnx" for stage in STAGES}
-    tool = f"torch {torch.__version__.partition('+')[0]}"
+    tool = _torch()
     if precision == "int8":
         tool += f", onnxruntime {tool_version('onnxruntime')}"
         photos = calibration_pixels(work.options.calibration, work.info.photo, pixels)
@@ -94,7 +96,8 @@ def export_engines(work: Work, pixels: parity.Array, reference: parity.Seen, pro
         rows = _quantise(work, "engines", protos, sources, scheme, photos, few, progress)
         work.rows += [msgspec.structs.replace(row, metric=f"{precision} engine source: {row.metric}") for row in rows]
     else:
-        sources = _checked_sources(work, precision, *few, progress)
+        what = f"{precision} engine source"
+        sources = _checked_sources(work, precision, work.scratch, what, *few, progress)
     for target in engine_targets(work.options):
         for device in build_devices(target, work.options.devices):
             for stage in STAGES:
@@ -106,13 +109,32 @@ def export_engines(work: Work, pixels: parity.Array, reference: parity.Seen, pro
                 work.engines.append(evidence)
 
 
+def export_cuda_eyes(work: Work, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]) -> None:
+    """Vision encoder and aligner in float16 for ONNX Runtime's CUDA kernels, judged as the sources of engines are."""
+    seen = parity.Seen({k: v[:ENGINE_PHOTOS] for k, v in reference.features.items()}, reference.scores[:ENGINE_PHOTOS])
+    folder = work.folder / EYES_CUDA
+    folder.mkdir()
+    sources = _checked_sources(work, "fp16", folder, "fp16 for cuda", pixels[:ENGINE_PHOTOS], seen, progress)
+    for stage, path in sources.items():
+        work.add_onnx(stage, f"{EYES_CUDA}/{path.name}", "fp16", _torch(), "cuda")
+
+
 def _checked_sources(
-    work: Work, precision: Precision, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]
+    work: Work,
+    precision: Precision,
+    folder: Path,
+    what: str,
+    pixels: parity.Array,
+    reference: parity.Seen,
+    progress: Callable[[str], None],
 ) -> Sources:
-    sources = write_sources(work.model, precision, work.scratch)
-    progress(f"checking the {precision} graphs the engines are built from")
+    progress(f"checking vision encoder and aligner, {what}")
+    sources = write_sources(work.model, precision, folder)
     features = source_features(work.model, precision, sources, pixels)
     rows = parity.feature_rows(reference, features, precision)
-    rows = [msgspec.structs.replace(row, metric=f"{precision} engine source: {row.metric}") for row in rows]
-    work.gate(rows, f"the {precision} graph for engines")
+    work.gate([msgspec.structs.replace(row, metric=f"{what}: {row.metric}") for row in rows], f"the graph of {what}")
     return sources
+
+
+def _torch() -> str:
+    return f"torch {torch.__version__.partition('+')[0]}"

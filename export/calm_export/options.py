@@ -67,10 +67,6 @@ class ExportOptions:
         if self.engine_precision not in ENGINE_PRECISIONS:
             choices = ", ".join(ENGINE_PRECISIONS)
             raise ExportError(f"no engine precision {self.engine_precision!r}; choose from {choices}")
-        if self.encoder_precision == "int8" and "cuda" in self.targets:
-            raise ExportError(
-                "target cuda runs the CPU's vision encoder, and CUDA gains nothing from int8; export it apart"
-            )
         if self.calibration and not self._rounds:
             raise ExportError(
                 "calibration photos serve int8, fp8 and int4; add --encoder-precision int8 or --engine-precision int8"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from calm_export import parity
 from calm_export.bundle import checkpoint_sha256
+from calm_export.eyes import ENGINE_PHOTOS
 from calm_export.parity import MIN_COSINE
 from calm_export.photos import GatePhoto, parity_photos
 from calm_export.sides import FLOAT32, TEXT_TASK, Decoder, Source, cpu_graph, open_decoders
@@ -79,7 +80,9 @@ def _compare(
     encoder = VisionEncoder(OnnxSession(bundle.file(vision_graph.path)))
     aligner = Aligner(OnnxSession(bundle.file(aligner_graph.path)))
     token_ids = list(source.model.config.score_token_ids)
+    cuda = _cuda_eyes(bundle)
     distances: dict[str, Distance] = {}
+    on_cuda: dict[str, Distance] = {}
     rows: list[PhotoRow] = []
     thumbnails: list[bytes] = []
     for count, (name, picture) in enumerate(photos, start=1):
@@ -89,6 +92,9 @@ def _compare(
         found = {PIXELS: pixels} | parity.bundle_features(encoder, aligner, pixels)
         for stage, values in reference.items():
             distances.setdefault(stage, Distance()).add(values, found[stage])
+        if cuda and count <= ENGINE_PHOTOS:
+            for stage, values in parity.bundle_features(*cuda, pixels).items():
+                on_cuda.setdefault(stage, Distance()).add(reference[stage], values)
         embeds = reference["image_embeds"], found["image_embeds"]
         expected = source.logits(embeds[0], "score")[0]
         texts = [decoder.read(source, expected, *embeds) for decoder in decoders]
@@ -102,6 +108,9 @@ def _compare(
         gate = {"max_difference": MAX_PIXEL_DIFFERENCE} if stage == PIXELS else {"min_cosine": MIN_COSINE[precision]}
         engine = "calm_runtime.photo" if stage == PIXELS else "onnxruntime"
         stages.append(distance.row(stage, engine, "fp32" if stage == PIXELS else precision, FLOAT32, **gate))
+    for stage, distance in on_cuda.items():
+        engine = "onnxruntime, cuda graph on the CPU"
+        stages.append(distance.row(stage, engine, "fp16", FLOAT32, min_cosine=MIN_COSINE["fp16"]))
     stages.append(_prompt_row(bundle, source))
     for decoder in decoders:
         stages += decoder.rows([row.torch_score for row in rows])
@@ -117,6 +126,13 @@ def _compare(
         photos=tuple(rows),
     )
     return Verification(report, tuple(thumbnails))
+
+
+def _cuda_eyes(bundle: Bundle) -> tuple[VisionEncoder, Aligner] | None:
+    vision, aligner = bundle.graph("vision_encoder", "cuda"), bundle.graph("aligner", "cuda")
+    if vision is None or aligner is None:
+        return None
+    return VisionEncoder(OnnxSession(bundle.file(vision.path))), Aligner(OnnxSession(bundle.file(aligner.path)))
 
 
 def _prompt_row(bundle: Bundle, source: Source) -> StageRow:
