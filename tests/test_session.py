@@ -74,7 +74,9 @@ def test_a_portable_engine_is_not_chosen_where_its_arithmetic_is_missing(manifes
     for other in ("7.5", "9.0", "10.0"):  # TensorRT-RTX refuses to load them there
         assert select_engine(as_portable("fp16"), RTX, Hardware(other)).engine == "cuda"
     assert select_engine(as_portable("fp16"), RTX, Hardware("12.1")).engine == "tensorrt-rtx"
-    with pytest.raises(EngineMissing, match=r"8\.6"):
+    with pytest.raises(
+        EngineMissing, match=r"none of the bundle's engines runs on compute capability 8\.6; use --engine"
+    ):
         select_engine(as_portable("fp8"), RTX, Hardware("8.6"), "tensorrt-rtx")
 
 

@@ -133,6 +133,11 @@ def _obstacle(manifest: Manifest, installed: frozenset[Library], hardware: Hardw
         return "no NVIDIA GPU answers; check the driver (nvidia-smi) or use --engine cpu"
     wanted: tuple[Stage, ...] = STAGES if engine == "cuda" else ("vision_encoder",)
     if not any(_graph(manifest, stage, target, hardware) for stage in wanted):
+        if engine != "cuda" and any(graph.target == target for graph in manifest.graphs):
+            return (
+                f"none of the bundle's engines runs on compute capability {hardware.compute_capability}; use --engine "
+                f"onnx, or export with an engine for it where {engine} has one"
+            )
         return (
             f"the bundle has no {engine} graph for compute capability {hardware.compute_capability}; "
             f"export it with --target {engine}"
