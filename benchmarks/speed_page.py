@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import median
 from typing import Any
 
@@ -136,11 +137,14 @@ def goals(table: Medians) -> list[str]:
 
 def render(report: dict[str, Any]) -> str:
     """The whole page."""
+    counts = Counter((row["size"], row["engine"]) for row in report["rows"])
+    fewest, most = min(counts.values()), max(counts.values())
+    cycles = str(most) if fewest == most else f"{fewest} to {most}"
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
         "# Speed and memory, side by side",
         "",
-        f"{report['date']}, {report['machine']}; {versions}. {report['threads']} threads, pinned; medians of {report['cycles']}",
+        f"{report['date']}, {report['machine']}; {versions}. {report['threads']} threads, pinned; medians of {cycles}",
         "fresh processes per engine, the engines taking turns. From pixel values to score logits; files in the page cache.",
         "",
         "Cold: from the start of the process to its first score. Peak: resident memory of the process, libraries included.",

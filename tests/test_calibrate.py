@@ -23,16 +23,18 @@ from calm_export.calibrate import (
     ENGINE_SCHEMES,
     MIN_CALIBRATION_PHOTOS,
     Calibrated,
+    Scheme,
     calibrate,
     calibration_pixels,
     evenly,
 )
 from calm_export.cli import export
 from calm_export.engines import STAGES, Sources, source_graphs
+from calm_export.figures import cosine_per_photo
 from calm_export.graph import write_graph
 from calm_export.low_bits import OPSET, round_products
 from calm_export.options import ExportOptions
-from calm_export.sensitivity import Quantised, quantise
+from calm_export.sensitivity import Quantised, calibrate_stages, quantise
 from calm_export.tensorrt import engine_profile, run_build
 from calm_export.tensorrt_build import BuildRequest
 from calm_runtime.bundle import ParityRow, Stage
@@ -245,6 +247,22 @@ def test_wrong_input_is_refused_with_the_remedy(
         ExportOptions(encoder_precision="int4")
     with pytest.raises(ExportError, match="add --encoder-precision int8"):
         ExportOptions(calibration=folder)
+
+
+@pytest.mark.parametrize("scheme", [CPU_SCHEME, *ENGINE_SCHEMES.values()], ids=lambda scheme: scheme.rounding)
+def test_a_siglip_encoder_of_a_newer_opset_is_rounded_too(scheme: Scheme, pixels: parity.Array, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CalmForConditionalGeneration(make_config("siglip")).eval()
+    spec = PhotoSpec(size=model.config.vision_config.image_size)
+    photos = pixels[:, :, : spec.size, : spec.size]
+    protos = source_graphs(model, "fp32" if scheme is CPU_SCHEME else "fp16")
+    parts = calibrate_stages(protos, photos, tmp_path, scheme)
+    rounded = {stage: part.quantise(part.groups, tmp_path / f"r-{stage}.onnx") for stage, part in parts.items()}
+    thematic = [
+        parity.onnx_features(sources["vision_encoder"], sources["aligner"], photos[:2])["hidden_thematic"]
+        for sources in ({stage: part.graph for stage, part in parts.items()}, rounded)
+    ]
+    assert 0.98 < cosine_per_photo(*thematic).min() < 1
 
 
 def test_photos_of_calibration_are_spread_over_the_folder(pixels: parity.Array) -> None:

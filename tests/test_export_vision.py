@@ -53,7 +53,8 @@ def both_sides(
 
 
 @pytest.mark.parametrize(
-    ("vision", "dtype"), [("clip", torch.float32), ("siglip", torch.float32), ("clip", torch.float16)]
+    ("vision", "dtype"),
+    [("clip", torch.float32), ("siglip", torch.float32), ("clip", torch.float16), ("siglip", torch.float16)],
 )
 def test_the_graphs_see_what_torch_sees_at_any_batch_size(tmp_path: Path, vision: str, dtype: torch.dtype) -> None:
     model = random_model(make_config(vision))
@@ -63,6 +64,14 @@ def test_the_graphs_see_what_torch_sees_at_any_batch_size(tmp_path: Path, vision
             assert found.shape == expected.shape, name
             scale = np.abs(expected).max()
             assert np.abs(expected - found).max() <= TOLERANCE[dtype] * scale, name
+
+
+def test_a_tanh_gelu_is_one_operator_and_no_other_encoder_needs_its_opset() -> None:
+    siglip, clip = (export_vision(random_model(make_config(vision))) for vision in ("siglip", "clip"))
+    kinds = [node.op_type for node in siglip.graph.node]
+    assert kinds.count("Gelu") == kinds.count("Softmax")  # one per layer
+    assert "Tanh" not in kinds
+    assert [graph.opset_import[0].version for graph in (siglip, clip)] == [20, 18]
 
 
 def test_equal_taps_still_give_four_outputs(tmp_path: Path) -> None:

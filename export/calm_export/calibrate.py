@@ -133,9 +133,9 @@ def calibrate(proto: ModelProto, feeds: Sequence[Feeds], path: Path, scheme: Sch
             f"{path.name}: the graph has no product with a weight matrix; nothing can become {scheme.rounding}"
         )
     if scheme.rounding != "int8":
-        proto = onnx.version_converter.convert_version(proto, OPSET)
+        proto = _at_least(proto, OPSET)
     elif any(tensor.data_type == TensorProto.FLOAT16 for tensor in proto.graph.initializer):
-        proto = onnx.version_converter.convert_version(proto, HALF_OPSET)
+        proto = _at_least(proto, HALF_OPSET)
     path.parent.mkdir(parents=True, exist_ok=True)
     large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > PROTOBUF_LIMIT
     quant_pre_process(  # the graph is traced and folded already: shapes are all that is missing
@@ -182,6 +182,12 @@ def calibration_pixels(folder: Path | None, spec: PhotoSpec, gate_pixels: Array)
 def evenly(total: int, count: int) -> list[int]:
     """At most `count` indices of `total` items, spread evenly."""
     return [index * total // count for index in range(count)] if total > count else list(range(total))
+
+
+def _at_least(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The graph in ONNX's operators of a version, or as it is where they are newer."""
+    now = next(entry.version for entry in proto.opset_import if not entry.domain)
+    return proto if now >= opset else onnx.version_converter.convert_version(proto, opset)
 
 
 def _groups(proto: ModelProto, rounding: Rounding) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:

@@ -28,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def to_onnx(
-    module: nn.Module, inputs: Sequence[Tensor], input_names: Sequence[str], output_names: Sequence[str]
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    opset: int = OPSET,
 ) -> ModelProto:
     """Trace a module whose inputs and outputs all have the batch as first, dynamic dimension.
 
@@ -41,7 +45,7 @@ def to_onnx(
                 module.eval(),
                 tuple(inputs),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=list(input_names),
                 output_names=list(output_names),
                 dynamic_shapes=tuple({0: batch} for _ in inputs),
