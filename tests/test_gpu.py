@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpu_figures import cosine, seconds
 
 from calm_runtime import Calm
 from calm_runtime.bundle import Bundle, Graph, Stage, open_bundle
@@ -111,25 +111,9 @@ def opened(made: Made) -> Iterator[Callable[..., TensorRtSession]]:
         session.close()
 
 
-def cosine(one: Array, other: Array) -> float:
-    """Smallest cosine of the rows of two batches."""
-    a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (one, other))
-    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
-
-
 def chained(encoder: Session, aligner: Session, pixel_values: Array) -> dict[str, Array]:
     hidden = encoder.run({"pixel_values": pixel_values})
     return aligner.run({name: hidden[name] for name in aligner.input_dtypes})
-
-
-def seconds(work: Callable[[], object], runs: int = 30) -> float:
-    """Median time of a call, after three to warm up."""
-    times = []
-    for _ in range(runs + 3):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[3:]))
 
 
 def test_what_is_copied_to_the_gpu_comes_back() -> None:

@@ -8,13 +8,13 @@ CALM_GPU_BUNDLE names a bundle with target cuda to take instead: such a machine 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gpu_figures import cosine, seconds
 
 from calm_runtime import Calm
 from calm_runtime.bundle import Bundle, open_bundle
@@ -70,12 +70,6 @@ def same_on_the_cpu(bundle: Bundle, gpu: Calm) -> LanguageModel:
     graph = bundle.graph("llm", "cuda")
     assert graph is not None
     return LanguageModel(OnnxSession(bundle.file(graph.path)), gpu._llm._table, gpu._llm.spec)
-
-
-def cosine(one: np.ndarray, other: np.ndarray) -> float:
-    """Smallest cosine of the rows of two batches."""
-    a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (one, other))
-    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
 def test_every_stage_runs_on_the_gpu(gpu: Calm) -> None:
@@ -188,13 +182,3 @@ def test_it_is_faster_than_the_cpu(cpu: Calm, gpu: Calm, example_photos: list[Pa
         for name, spent in times.items():
             print(f"batch {rows}, {name}: {spent * 1e3:.2f} ms, {rows / spent:.0f} photos/s")
     assert times["CUDA"] < times["CPU"]  # in batches; one small photo at a time a CPU can be as fast
-
-
-def seconds(work: Callable[[], object], runs: int = 30) -> float:
-    """Median time of a call, after three to warm up."""
-    times = []
-    for _ in range(runs + 3):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[3:]))

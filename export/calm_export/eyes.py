@@ -86,8 +86,7 @@ def _quantise(
 def export_engines(work: Work, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]) -> None:
     """Engines of vision encoder and aligner, from ONNX of their own whose weights carry the precision."""
     precision = work.options.engine_precision
-    seen = parity.Seen({k: v[:ENGINE_PHOTOS] for k, v in reference.features.items()}, reference.scores[:ENGINE_PHOTOS])
-    few = pixels[:ENGINE_PHOTOS], seen
+    few = _few(pixels, reference)
     if precision in ENGINE_SCHEMES:
         protos = source_graphs(work.model, "fp16")
         sources = {stage: work.scratch / f"{precision}-{stage}.onnx" for stage in STAGES}
@@ -111,10 +110,9 @@ def export_engines(work: Work, pixels: parity.Array, reference: parity.Seen, pro
 
 def export_cuda_eyes(work: Work, pixels: parity.Array, reference: parity.Seen, progress: Callable[[str], None]) -> None:
     """Vision encoder and aligner in float16 for ONNX Runtime's CUDA kernels, judged as the sources of engines are."""
-    seen = parity.Seen({k: v[:ENGINE_PHOTOS] for k, v in reference.features.items()}, reference.scores[:ENGINE_PHOTOS])
     folder = work.folder / EYES_CUDA
     folder.mkdir()
-    sources = _checked_sources(work, "fp16", folder, "fp16 for cuda", pixels[:ENGINE_PHOTOS], seen, progress)
+    sources = _checked_sources(work, "fp16", folder, "fp16 for cuda", *_few(pixels, reference), progress)
     for stage, path in sources.items():
         work.add_onnx(stage, f"{EYES_CUDA}/{path.name}", "fp16", _torch(), "cuda")
 
@@ -134,6 +132,12 @@ def _checked_sources(
     rows = parity.feature_rows(reference, features, precision)
     work.gate([msgspec.structs.replace(row, metric=f"{what}: {row.metric}") for row in rows], f"the graph of {what}")
     return sources
+
+
+def _few(pixels: parity.Array, reference: parity.Seen) -> tuple[parity.Array, parity.Seen]:
+    """The first ENGINE_PHOTOS of the gate, and what PyTorch sees in them."""
+    features = {name: values[:ENGINE_PHOTOS] for name, values in reference.features.items()}
+    return pixels[:ENGINE_PHOTOS], parity.Seen(features, reference.scores[:ENGINE_PHOTOS])
 
 
 def _torch() -> str:

@@ -47,6 +47,7 @@ from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.photo import PhotoSpec, to_pixel_values
 from calm_runtime.pipeline import Calm
 from calm_runtime.prompt import split_prompt
+from calm_runtime.session import STAGES
 from calm_runtime.text import TextTokenizer
 from calm_runtime.vision import VisionEncoder
 
@@ -56,7 +57,6 @@ EMBED_TOKENS = "embed_tokens.safetensors"
 TOKENIZER = "tokenizer.json"
 PROMPT_EMBEDS = "prompt_embeds.f32"
 OPERATORS = "required_operators.config"
-STAGES: tuple[Stage, ...] = ("vision_encoder", "aligner", "llm")
 MAX_SCORE_DIFFERENCE = 0.01  # converted graphs compute the same but for the order of float32 sums
 _CHECKED_PHOTOS = 8
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from calm_runtime.bundle import Manifest
+from calm_runtime.bundle import LLM_STAGES, Manifest
 
 if TYPE_CHECKING:
     from calm_export.stages import VerifyReport
@@ -70,6 +70,6 @@ def show(console: Console, output: Path, manifest: Manifest) -> None:
             f"{engine.fused_attention} fused attention, {engine.activation_bytes / 2**20:.0f} MiB at the largest batch"
         )
     size = sum(entry.bytes for entry in manifest.files.values())
-    llm = [graph.precision for graph in manifest.graphs if graph.target == "cpu" and graph.stage.startswith("llm")]
+    llm = [graph.precision for graph in manifest.graphs if graph.target == "cpu" and graph.stage in LLM_STAGES]
     precisions = ", to write ".join(llm)
     console.print(f"{output}: {size / 1e6:.1f} MB, LLM {precisions}, digest {manifest.digest[:12]}")

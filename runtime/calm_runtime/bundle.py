@@ -25,6 +25,7 @@ MANIFEST = "manifest.json"
 DEFAULT_BUNDLE = Path(__file__).parent / "models" / "calm-nano"
 
 Stage = Literal["vision_encoder", "aligner", "llm", "llm_decode"]
+LLM_STAGES: tuple[Stage, ...] = ("llm", "llm_decode")
 Target = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "fp8"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calm_runtime.bundle import Bundle
+from calm_runtime.bundle import LLM_STAGES, Bundle
 from calm_runtime.llm import LanguageModel, read_embed_tokens
 from calm_runtime.session import EngineChoice, Session, StageChoice
 
@@ -30,7 +30,7 @@ def open_session(
         return TensorRtSession(path, choice.library, keep_on_device=keep_on_device)
     from calm_runtime.onnx_session import OnnxSession
 
-    spin = choice.graph.stage in ("llm", "llm_decode")
+    spin = choice.graph.stage in LLM_STAGES
     return OnnxSession(path, choice.device, threads, spin=spin, keep_on_device=keep_on_device)
 
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from calm_runtime.bundle import MANIFEST, Bundle, Stage, open_bundle
+from calm_runtime.bundle import LLM_STAGES, MANIFEST, Bundle, Stage, open_bundle
 from calm_runtime.errors import UsageError
 from calm_runtime.triton_config import (
     TARGETS,
@@ -132,7 +132,7 @@ def _write_model(folder: Path, source: Path, bundle: Bundle, target: TritonTarge
 
 def _link_language_model(bundle: Bundle, folder: Path) -> None:
     """The part of the bundle that turns visual tokens into scores and text."""
-    others = {g.path for g in bundle.manifest.graphs if g.stage not in ("llm", "llm_decode")}
+    others = {g.path for g in bundle.manifest.graphs if g.stage not in LLM_STAGES}
     others |= {data for path in tuple(others) for data in _external_data(bundle, path)}
     folder.mkdir()
     shutil.copyfile(bundle.path / MANIFEST, folder / MANIFEST)
