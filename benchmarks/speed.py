@@ -32,7 +32,7 @@ from speed_page import TITLES, render
 HERE = Path(__file__).parent
 MAIN = tuple(TITLES)
 REMEDIES = (
-    *(f"calm:fp32:{name}" for name, form in LLM_FORMS.items() if form.provider == "cpu"),
+    *(f"calm:fp32:{name}" for name, form in LLM_FORMS.items() if form.provider == "cpu" and not form.reads),
     "calm:int8-dynamic:int8-dynamic",
 )
 NEEDS = {"openvino": ("openvino",), "llama.cpp": ("llama_cpp", "gguf")}

@@ -40,11 +40,11 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 class LlmForm(msgspec.Struct, frozen=True):
-    """One way to write the decoder: weights, what shares a scale, and whether the last layer runs for all tokens."""
+    """One way to write the decoder: weights, what shares a scale, and whether another graph reads what is written."""
 
     precision: str  # of `export_llm`, or of `DYNAMIC`
     block: int = 32
-    last_token: bool = False
+    reads: bool = False
     provider: str = "cpu"
 
 
@@ -61,8 +61,7 @@ LLM_FORMS: dict[str, LlmForm] = {
     "int8-dynamic": LlmForm("int8-dynamic"),
     "int8-dynamic-full": LlmForm("int8-dynamic-full"),
     "int8-dynamic-unsigned": LlmForm("int8-dynamic-unsigned"),
-    "int4-last": LlmForm("int4", last_token=True),
-    "int8-dynamic-last": LlmForm("int8-dynamic", last_token=True),
+    "int8-dynamic-reading": LlmForm("int8-dynamic", reads=True),
     "cuda": LlmForm("fp16", provider="cuda"),
 }
 
@@ -189,21 +188,22 @@ def _calibrate_eyes(source: Path, folder: Path) -> None:
     import tempfile
     from itertools import islice
 
-    import onnx
-
     from calm_export import parity
+    from calm_export.aligner import export_aligner
     from calm_export.calibrate import CPU_SCHEME
-    from calm_export.engines import STAGES
     from calm_export.photos import parity_photos
     from calm_export.sensitivity import calibrate_stages
+    from calm_export.vision import export_vision
     from calm_runtime.photo import PhotoSpec
+    from calm_train.checkpoint import load_checkpoint
 
     spec = PhotoSpec(size=read_shape(source.parent).photo_size)
     examples = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
     photos = islice(parity_photos(spec, None, examples), CALIBRATION_PHOTOS)
     pixels = parity.pixel_batch((photo.picture for photo in photos), spec)
     with tempfile.TemporaryDirectory(prefix="calm-int8-") as scratch:
-        graphs = {stage: onnx.load(source / f"{stage}.onnx") for stage in STAGES}
+        model, _, _ = load_checkpoint(checkpoint_of(source.parent.name, source.parent))
+        graphs = {"vision_encoder": export_vision(model, fused=True), "aligner": export_aligner(model, fused=True)}
         for stage, part in calibrate_stages(graphs, pixels, Path(scratch), CPU_SCHEME).items():
             part.quantise(part.groups, folder / f"{stage}.onnx")
 

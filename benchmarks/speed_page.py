@@ -14,7 +14,7 @@ TITLES = {
     "calm:int8:int4": "this runtime, vision int8, LLM int4",
     "calm:int8:int4-128": "this runtime, vision int8, LLM int4 in blocks of 128",
     "calm:int8:int8-dynamic": "this runtime, vision int8, LLM int8-dynamic",
-    "calm:int8:int8-dynamic+int4-128": "this runtime, vision int8, LLM int8-dynamic, to write int4 in blocks of 128",
+    "calm:int8:int8-dynamic-reading+int4-128": "this runtime, vision int8, LLM int8-dynamic, to write int4 in blocks of 128",
     EAGER: "PyTorch eager, fp32",
     "eager-bf16": "PyTorch eager, bf16",
     "compile-fp32": "torch.compile, fp32",
@@ -31,8 +31,7 @@ FORMS = {
     "int8-dynamic": "LLM int8-dynamic (weights of 7 bits)",
     "int8-dynamic-full": "LLM dynamic int8, weights of 8 bits, signed",
     "int8-dynamic-unsigned": "LLM dynamic int8, weights of 8 bits, unsigned",
-    "int4-last": "LLM int4, last layer for the last token",
-    "int8-dynamic-last": "LLM int8-dynamic, last layer for the last token",
+    "int8-dynamic-reading": "LLM int8-dynamic, only to read",
 }
 Medians = dict[str, dict[str, float]]
 

@@ -12,7 +12,9 @@ import torch
 from tiny_models import make_config, make_tokenizer
 from transformers import GPT2Config, Phi3Config, PretrainedConfig
 
+from calm_export.graph import write_graph
 from calm_export.llm import export_embed_tokens, export_llm, llm_spec, write_llm_source
+from calm_export.reading import reading_graph
 from calm_runtime.errors import ExportError, UsageError
 from calm_runtime.llm import LanguageModel, read_embed_tokens
 from calm_runtime.onnx_session import OnnxSession
@@ -42,6 +44,9 @@ def with_llm(text: PretrainedConfig) -> CalmForConditionalGeneration:
 def model_of(llm: str) -> CalmForConditionalGeneration:
     if llm == "phi3":
         return with_llm(Phi3Config(**PHI3, original_max_position_embeddings=512))
+    if llm == "phi3 partial":
+        wide = PHI3 | {"hidden_size": 128}
+        return with_llm(Phi3Config(**wide, original_max_position_embeddings=512, partial_rotary_factor=0.5))
     if llm == "phi3 longrope":
         return with_llm(Phi3Config(**PHI3, original_max_position_embeddings=256, rope_parameters=LONG_ROPE))
     torch.manual_seed(0)
@@ -56,10 +61,15 @@ def exported(model: CalmForConditionalGeneration, folder: Path, precision: str =
     return LanguageModel(session, read_embed_tokens(folder / "e.safetensors"), llm_spec(model.config.text_config))
 
 
-@pytest.mark.parametrize("llm", ["llama", "qwen2", "qwen3", "phi3", "phi3 longrope"])
-def test_the_graph_answers_as_torch_does(tmp_path: Path, llm: str) -> None:
-    model = model_of(llm)
-    decoder = exported(model, tmp_path)
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "phi3", "phi3 partial", "phi3 longrope"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, LanguageModel, Path]:
+    """A model, its decoder and the folder that holds it."""
+    model, folder = model_of(request.param), tmp_path_factory.mktemp("llm")
+    return model, exported(model, folder), folder
+
+
+def test_the_graph_answers_as_torch_does(built: tuple[Any, LanguageModel, Path]) -> None:
+    model, decoder, _ = built
     width = model.config.text_config.hidden_size
     embeds = torch.randn(3, 11, width) * 0.05
     with torch.inference_mode():
@@ -73,6 +83,42 @@ def test_the_graph_answers_as_torch_does(tmp_path: Path, llm: str) -> None:
     _, image = decoder.prefill(one[:, :7])
     continued, _ = decoder.prefill(one[:, 7:], image)
     np.testing.assert_allclose(continued, logits[:1], atol=1e-4)
+
+
+def test_a_graph_that_only_reads_gives_what_torch_gives(built: tuple[Any, LanguageModel, Path], tmp_path: Path) -> None:
+    model, whole, folder = built
+    proto = reading_graph(onnx.load(folder / "llm" / "model.onnx"), whole.spec.head_dim)
+    assert any(node.op_type == "If" and "GroupQueryAttention" in node.name for node in proto.graph.node)
+    write_graph(proto, tmp_path / "model.onnx")
+    decoder = LanguageModel(OnnxSession(tmp_path / "model.onnx"), whole._table, whole.spec)
+    embeds = (torch.randn(2, 203, model.config.text_config.hidden_size) * 0.5).numpy()
+    with torch.inference_mode():
+        expected = model.llm(inputs_embeds=torch.from_numpy(embeds)).logits.numpy()  # [2, 203, V]
+
+    for length in (203, 128, 127, 5, 1):  # in parts of unequal size, and whole
+        logits, cache = decoder.prefill(embeds[:, :length])
+        np.testing.assert_allclose(logits, expected[:, length - 1], atol=2e-4)
+        assert {value.shape[2] for pair in cache.layers for value in pair} == {length}
+    for cached, length in ((3, 203), (40, 180), (150, 203), (202, 203)):  # behind a cache, in parts and whole
+        _, cache = decoder.prefill(embeds[:1, :cached])
+        logits, longer = decoder.prefill(embeds[:1, cached:length], cache)
+        np.testing.assert_allclose(logits, expected[:1, length - 1], atol=2e-4)
+        assert longer.layers[0][0].shape[2] == longer.length == length
+
+
+def test_a_decoder_with_more_than_causal_attention_is_left_as_it_is(tmp_path: Path) -> None:
+    exported(model_of("llama"), tmp_path)
+    proto = onnx.load(tmp_path / "llm" / "model.onnx")
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "local_window_size":
+                attribute.i = 64
+    before = proto.SerializeToString()
+    assert reading_graph(proto, 16).SerializeToString() == before
+
+    del proto.graph.node[:]
+    with pytest.raises(ExportError, match="no GroupQueryAttention"):
+        reading_graph(proto, 16)
 
 
 @pytest.mark.parametrize(("precision", "bits", "tolerance"), [("int8", 8, 0.02), ("int4", 4, 0.3)])

@@ -29,7 +29,7 @@ def random_model(config: CalmConfig) -> CalmForConditionalGeneration:
 
 
 def both_sides(
-    model: CalmForConditionalGeneration, folder: Path, batch: int, dtype: torch.dtype
+    model: CalmForConditionalGeneration, folder: Path, batch: int, dtype: torch.dtype, *, fused: bool = False
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name -> (torch, ONNX) of every output."""
     vision, aligner = folder / "vision_encoder.onnx", folder / "aligner.onnx"
@@ -42,8 +42,8 @@ def both_sides(
         expected |= {"image_embeds": aligned.image_embeds, "attribute_logits": model.attribute_logits(aligned)}
     if not vision.exists():
         twin = copy.deepcopy(model)
-        write_graph(export_aligner(twin, dtype), aligner)
-        write_graph(export_vision(twin, dtype), vision)
+        write_graph(export_aligner(twin, dtype, fused=fused), aligner)
+        write_graph(export_vision(twin, dtype, fused=fused), vision)
     found: dict[str, np.ndarray] = {}
     for path, feeds in ((vision, {"pixel_values": pixels.numpy()}), (aligner, None)):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -64,6 +64,32 @@ def test_the_graphs_see_what_torch_sees_at_any_batch_size(tmp_path: Path, vision
             assert found.shape == expected.shape, name
             scale = np.abs(expected).max()
             assert np.abs(expected - found).max() <= TOLERANCE[dtype] * scale, name
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip"])
+def test_fused_attention_is_one_operator_a_block_and_sees_the_same(tmp_path: Path, vision: str) -> None:
+    model = random_model(make_config(vision))
+    for batch in (1, 5):
+        for name, (expected, found) in both_sides(model, tmp_path, batch, torch.float32, fused=True).items():
+            assert np.abs(expected - found).max() <= TOLERANCE[torch.float32] * np.abs(expected).max(), name
+    for path, export in (
+        (tmp_path / "vision_encoder.onnx", export_vision),
+        (tmp_path / "aligner.onnx", export_aligner),
+    ):
+        fused, plain = ([node.op_type for node in p.graph.node] for p in (onnx.load(path), export(model)))
+        assert fused.count("MultiHeadAttention") == plain.count("Softmax") > 0
+        assert "Softmax" not in fused and "MultiHeadAttention" not in plain
+
+
+def test_a_model_still_attends_after_its_attention_was_traced_as_one_operator() -> None:
+    model = random_model(make_config())
+    pixels = torch.rand(1, 3, model.config.vision_config.image_size, model.config.vision_config.image_size)
+    with torch.inference_mode():
+        before = model.aligner(model.vision_encoder(pixels)).image_embeds
+        export_aligner(model, fused=True)
+        export_vision(model, fused=True)
+        after = model.aligner(model.vision_encoder(pixels)).image_embeds
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
 
 
 def test_a_tanh_gelu_is_one_operator_and_no_other_encoder_needs_its_opset() -> None:

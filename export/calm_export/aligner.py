@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
+from calm_export.attention import fused_attention, spell_out_attention
 from calm_export.graph import to_onnx
 from calm_export.precision import in_half
 from calm_export.vision import HIDDEN_STATES
@@ -30,9 +32,7 @@ class AlignerGraph(nn.Module):
             # The mean over paraphrases of (photo . phrase) is photo . (mean phrase): one product per level is left
             text = mfam.cues.scale_factor() * mfam.cues.text_embeds().mean(dim=2)  # [A, L, P]
         self.register_buffer("text", text.transpose(1, 2).contiguous())
-        for part in mfam.modules():
-            if isinstance(part, PreTrainedModel):
-                part.set_attn_implementation("eager")
+        spell_out_attention(mfam)
         self.mfam = in_half(mfam, dtype)
         self.dtype = dtype
 
@@ -49,13 +49,18 @@ class AlignerGraph(nn.Module):
         return aligned.image_embeds.float(), logits  # [B, A, L]
 
 
-def export_aligner(model: CalmForConditionalGeneration, dtype: torch.dtype = torch.float32) -> ModelProto:
+def export_aligner(
+    model: CalmForConditionalGeneration, dtype: torch.dtype = torch.float32, *, fused: bool = False
+) -> ModelProto:
     """Graph of the alignment module, dynamic batch.
 
     dtype: float32, or float16 or bfloat16 with norms and softmax in float32 (changes `model` in place: pass a copy).
+    fused: attention as one operator, which only ONNX Runtime knows.
     """
     vision = model.config.vision_config
     with torch.no_grad():
         sample = model.vision_encoder.float()(torch.rand(2, 3, vision.image_size, vision.image_size))
     hidden = [torch.rand_like(state) for state in sample]  # [B, N, C]
-    return to_onnx(AlignerGraph(model.aligner, dtype), hidden, HIDDEN_STATES, (IMAGE_EMBEDS, ATTRIBUTE_LOGITS))
+    graph = AlignerGraph(model.aligner, dtype)
+    with fused_attention(graph) if fused else nullcontext():
+        return to_onnx(graph, hidden, HIDDEN_STATES, (IMAGE_EMBEDS, ATTRIBUTE_LOGITS))

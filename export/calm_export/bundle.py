@@ -126,7 +126,8 @@ def _export_llm(
     misses = []
     for precision in choices:
         progress(f"building the LLM as {precision}")
-        export_llm(source, precision, work.folder / "llm", block=work.options.llm_block)
+        reads_only = work.options.llm_decode_precision is not None
+        export_llm(source, precision, work.folder / "llm", block=work.options.llm_block, reads_only=reads_only)
         dtype = torch.float32 if precision == "fp32" else torch.float16
         export_embed_tokens(work.model, work.folder / EMBED_TOKENS_FILE, dtype)
         scores = _scores(work, _open_llm(work, LLM), image_embeds)

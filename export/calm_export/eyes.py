@@ -29,9 +29,10 @@ def export_eyes(
 ) -> dict[str, parity.Array]:
     """Vision encoder and aligner for the CPU. Returns the features they see in the gate's photos."""
     precision, folder = work.options.encoder_precision, work.folder
+    fused = precision == "int8"  # beside products in fp32 it saves a fiftieth of the time, beside int8 a seventh
     protos: dict[Stage, ModelProto] = {
-        "vision_encoder": export_vision(work.model),
-        "aligner": export_aligner(work.model),
+        "vision_encoder": export_vision(work.model, fused=fused),
+        "aligner": export_aligner(work.model, fused=fused),
     }
     sources: Sources = {stage: folder / f"{stage}.onnx" for stage in STAGES}
     tool = _torch()

@@ -14,10 +14,11 @@ import onnx
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from calm_export.dynamic import dynamic_int8
 from calm_export.graph import write_graph
+from calm_export.reading import reading_graph
 from calm_runtime.bundle import LlmSpec
 from calm_runtime.errors import ExportError
 from calm_runtime.llm import EMBED_TOKENS, LanguageModel
@@ -76,12 +77,19 @@ def write_llm_source(model: CalmForConditionalGeneration, tokenizer: Tokenizer, 
 
 
 def export_llm(
-    source: Path, precision: LlmPrecision, folder: Path, provider: Provider = "cpu", block: int = BLOCK_SIZE
+    source: Path,
+    precision: LlmPrecision,
+    folder: Path,
+    provider: Provider = "cpu",
+    block: int = BLOCK_SIZE,
+    *,
+    reads_only: bool = False,
 ) -> tuple[Path, ...]:
     """Build the decoder graph of `source` (see `write_llm_source`) into `folder`; returns the files written.
 
     provider: whose kernels the graph is made for; graphs for "cuda" also run on the CPU, slowly.
     block: weights that share one scale, of int4 and int8.
+    reads_only: another graph will read what is written; see `reading`.
 
     The builder runs in a process of its own, offline: it reads global state and prints as it pleases.
     Raises ExportError with the end of its log when it fails or does not do what it was asked.
@@ -107,6 +115,8 @@ def export_llm(
         graph = built / "model.onnx"
         proto = dynamic_int8(graph) if precision == DYNAMIC else onnx.load(str(graph))
         _check(proto, precision, _architecture(source))
+        if reads_only:
+            proto = reading_graph(proto, llm_spec(AutoConfig.from_pretrained(source)).head_dim)
         files = write_graph(proto, folder / "model.onnx")
         config = folder / GENAI_CONFIG
         config.write_bytes((built / GENAI_CONFIG).read_bytes())

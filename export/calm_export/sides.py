@@ -166,7 +166,8 @@ def open_decoders(bundle: Bundle, source: Source, scratch: Path, progress: Calla
         for graph in graphs:
             progress(f"rounding the checkpoint's LLM to {graph.precision}")
             folder = scratch / f"{graph.stage}-{index}"
-            export_llm(rounding, graph.precision, folder, block=block)  # type: ignore[arg-type]
+            reads_only = graph.stage == "llm" and len(graphs) > 1
+            export_llm(rounding, graph.precision, folder, block=block, reads_only=reads_only)  # type: ignore[arg-type]
             paths.append(folder / "model.onnx")
         table = source.model.get_input_embeddings().get_parameter("weight").detach().half().numpy()
         decoder.twin = open_llm(paths[0], table, source.spec, paths[1] if len(paths) > 1 else None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from calm_export.attention import fused_attention, spell_out_attention
 from calm_export.graph import OPSET, to_onnx
 from calm_export.precision import in_half
 from calm_train.model import CalmForConditionalGeneration
@@ -22,8 +25,7 @@ class VisionGraph(nn.Module):
 
     def __init__(self, vision_encoder: VisionEncoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        # "eager" is MatMul-Softmax-MatMul without shape arithmetic: TensorRT and ONNX Runtime recognise it
-        vision_encoder.model.set_attn_implementation("eager")
+        spell_out_attention(vision_encoder)
         self.vision_encoder = in_half(vision_encoder, dtype)
         self.dtype = dtype
 
@@ -34,12 +36,16 @@ class VisionGraph(nn.Module):
         return tuple(state.float().clone() for state in states)
 
 
-def export_vision(model: CalmForConditionalGeneration, dtype: torch.dtype = torch.float32) -> ModelProto:
+def export_vision(
+    model: CalmForConditionalGeneration, dtype: torch.dtype = torch.float32, *, fused: bool = False
+) -> ModelProto:
     """Graph of the vision encoder, dynamic batch. Layers above the highest tap are not part of it.
 
     dtype: float32, or float16 or bfloat16 with norms and softmax in float32 (changes `model` in place: pass a copy).
+    fused: attention as one operator, which only ONNX Runtime knows.
     """
     size = model.config.vision_config.image_size
     graph = VisionGraph(model.vision_encoder, dtype)
     opset = GELU_OPSET if getattr(model.config.vision_config, "hidden_act", None) == TANH_GELU else OPSET
-    return to_onnx(graph, [torch.rand(2, 3, size, size)], [PIXEL_VALUES], HIDDEN_STATES, opset)
+    with fused_attention(graph) if fused else nullcontext():
+        return to_onnx(graph, [torch.rand(2, 3, size, size)], [PIXEL_VALUES], HIDDEN_STATES, opset)
