@@ -117,3 +117,21 @@ def test_a_second_graph_like_the_first_is_wrong_use(tiny_checkpoint: Path, tmp_p
     with pytest.raises(ExportError, match="no precision 'int2' to write"):
         ExportOptions(llm_decode_precision="int2")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_fast_is_four_options_and_those_given_beside_it_win(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = [str(tiny_checkpoint), "-o", str(tmp_path / "b")]
+    names = ("encoder_precision", "llm_precision", "llm_decode_precision", "llm_block")
+
+    def asked(*more: str) -> list[str]:
+        parameters = export.make_context("export", [*arguments, *more]).params
+        return [parameters[name] for name in names]
+
+    assert asked() == ["fp32", "auto", None, "32"]
+    assert asked("--fast") == ["int8", "int8-dynamic", "int4", "128"]
+    assert asked("--llm-decode-precision", "int8", "--fast", "--llm-block", "64") == [
+        "int8",
+        "int8-dynamic",
+        "int8",
+        "64",
+    ]

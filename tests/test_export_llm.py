@@ -104,6 +104,11 @@ def test_a_graph_that_only_reads_gives_what_torch_gives(built: tuple[Any, Langua
         logits, longer = decoder.prefill(embeds[:1, cached:length], cache)
         np.testing.assert_allclose(logits, expected[:1, length - 1], atol=2e-4)
         assert longer.layers[0][0].shape[2] == longer.length == length
+    # A single graph still writes, into a cache with room for what is to come
+    _, cache = decoder.prefill(embeds[:1, :150])
+    tokens = list(decoder.generate(cache, [7], 6, stop=()))
+    _, cache = whole.prefill(embeds[:1, :150])
+    assert tokens == list(whole.generate(cache, [7], 6, stop=()))
 
 
 def test_a_decoder_with_more_than_causal_attention_is_left_as_it_is(tmp_path: Path) -> None:

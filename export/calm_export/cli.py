@@ -23,6 +23,18 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 VERIFY = "verify"
 
 WIDE = 150
+FAST = {
+    "encoder_precision": "int8",
+    "llm_precision": "int8-dynamic",
+    "llm_decode_precision": "int4",
+    "llm_block": "128",
+}
+
+
+def _prefer_fast(context: click.Context, _: click.Parameter, fast: bool) -> None:
+    """Other defaults for the options of precision; what is given on the command line still wins."""
+    if fast:
+        context.default_map = {**(context.default_map or {}), **FAST}
 
 
 class ExportCommand(click.Command):
@@ -56,6 +68,15 @@ class ExportCommand(click.Command):
     default=("cpu",),
     show_default=True,
     help="What to build for; may be given several times. web and mobile become packs beside the bundle.",
+)
+@click.option(
+    "--fast",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_prefer_fast,
+    help="The fastest on a CPU, at both scoring and writing: --encoder-precision int8 --llm-precision int8-dynamic "
+    "--llm-decode-precision int4 --llm-block 128. Options given beside it win.",
 )
 @click.option(
     "--llm-precision",
@@ -154,7 +175,7 @@ def export(
     Examples:
       calm export models/calm-nano -o my-bundle
       calm export models/calm-nano -o my-bundle --target cpu --target tensorrt-rtx
-      calm export models/calm-nano -o my-bundle --encoder-precision int8 --calibration PHOTOS
+      calm export models/calm-nano -o my-bundle --fast --calibration PHOTOS
       calm export models/calm-nano -o my-bundle --target web
       calm export verify my-bundle --checkpoint models/calm-nano --report report/
       calm export pack my-bundle -o my-pack --target mobile

@@ -22,7 +22,10 @@ PARTS = 4
 LONGEST_WHOLE = 127  # positions beyond those cached that are read in one piece: parts of fewer cost more than they save
 _PREFIX = "calm/reading/"
 _LAST = f"{_PREFIX}last"
-_LENGTH, _PAST, _SIZES, _LONG = (f"{_PREFIX}{name}" for name in ("length", "past", "sizes", "long"))
+_ONE = f"{_PREFIX}one"
+_LENGTH, _PAST, _SIZES, _LONG, _SEVERAL = (
+    f"{_PREFIX}{name}" for name in ("length", "past", "sizes", "long", "several")
+)
 _PLAIN = {"local_window_size": -1, "softcap": 0.0, "smooth_softmax": 0}  # what Attention would have to be told
 _INPUTS = 9  # query, key, value, cached key and value, two lengths, cos, sin: others change what is computed
 
@@ -66,7 +69,7 @@ def _constants(head_dim: int, node: NodeProto) -> dict[str, list[int]]:
     query, keys = (_attributes(node)[name] * head_dim for name in ("num_heads", "kv_num_heads"))
     return {
         _LAST: [-1],
-        f"{_PREFIX}one": [1],
+        _ONE: [1],
         f"{_PREFIX}parts": [PARTS],
         f"{_PREFIX}parts_but_one": [PARTS - 1],
         f"{_PREFIX}longest_whole": [LONGEST_WHOLE],
@@ -75,7 +78,7 @@ def _constants(head_dim: int, node: NodeProto) -> dict[str, list[int]]:
 
 
 def _lengths(past_key: str) -> Iterator[NodeProto]:
-    """What all layers share: positions read and cached, sizes of the parts, whether to read in parts."""
+    """What all layers share: positions read and cached, sizes of the parts, whether to read in parts or more than one."""
     yield _node("Shape", ["inputs_embeds"], [_LENGTH], start=1, end=2)
     yield _node("Shape", [past_key], [_PAST], start=2, end=3)
     each, most, rest = (f"{_PREFIX}{name}" for name in ("each", "most", "rest"))
@@ -86,6 +89,7 @@ def _lengths(past_key: str) -> Iterator[NodeProto]:
     # Every part copies what is cached before it, so a long cache takes back what a short prompt saves
     yield _node("Sub", [_LENGTH, _PAST], [f"{_PREFIX}beyond"])
     yield _node("Greater", [f"{_PREFIX}beyond", f"{_PREFIX}longest_whole"], [_LONG])
+    yield _node("Greater", [_LENGTH, _ONE], [_SEVERAL])
 
 
 def _layer(node: NodeProto, head_dim: int, rotary: int) -> list[NodeProto]:
@@ -107,30 +111,35 @@ def _layer(node: NodeProto, head_dim: int, rotary: int) -> list[NodeProto]:
         past = present
     joined = f"{node.name}/joined"
     inside.append(_node("Concat", parts["output"], [joined], axis=1))
+    return [_unless_short(node, _LONG, inside, [joined, *past])]
 
+
+def _last_layer(node: NodeProto, head_dim: int, rotary: int) -> list[NodeProto]:
+    """Attention of the last position alone; keys and values of all positions still enter the cache."""
+    inside: list[NodeProto] = []
+    query, key, value = _projections(node, inside)
+    last, total, position = (f"{node.name}/{name}" for name in ("last_query", "total", "last_position"))
+    inside.append(_node("Gather", [query, _LAST], [last], axis=1))
+    inside.append(_node("Add", [_PAST, _LENGTH], [total]))
+    inside.append(_node("Sub", [total, _ONE], [position]))
+    query = _rotated(node, "q", last, position, head_dim, rotary, inside)
+    key = _rotated(node, "k", key, _PAST, head_dim, rotary, inside)
+    results = [f"{node.name}/{name}" for name in ("last_output", "present_key", "present_value")]
+    inside.append(_attention(node, [query, key, value, "", *node.input[3:5]], results, is_causal=0))
+    return [_unless_short(node, _SEVERAL, inside, results)]
+
+
+def _unless_short(node: NodeProto, condition: str, inside: list[NodeProto], results: list[str]) -> NodeProto:
+    """`inside` under a condition, else the builder's node, which takes a cache with room for what is to come."""
     whole = NodeProto()
     whole.CopyFrom(node)
     del whole.output[:]
     whole.output.extend(f"{name}/whole" for name in node.output)
     branches = {
-        "then_branch": _branch(f"{node.name}/parts", inside, [joined, *past]),
-        "else_branch": _branch(f"{node.name}/whole", [whole], list(whole.output)),
+        "then_branch": _branch(f"{node.name}/long", inside, results),
+        "else_branch": _branch(f"{node.name}/short", [whole], list(whole.output)),
     }
-    return [_node("If", [_LONG], list(node.output), **branches)]
-
-
-def _last_layer(node: NodeProto, head_dim: int, rotary: int) -> list[NodeProto]:
-    """Attention of the last position alone; keys and values of all positions still enter the cache."""
-    nodes: list[NodeProto] = []
-    query, key, value = _projections(node, nodes)
-    last, total, position = (f"{node.name}/{name}" for name in ("last_query", "total", "last_position"))
-    nodes.append(_node("Gather", [query, _LAST], [last], axis=1))
-    nodes.append(_node("Add", [_PAST, _LENGTH], [total]))
-    nodes.append(_node("Sub", [total, f"{_PREFIX}one"], [position]))
-    query = _rotated(node, "q", last, position, head_dim, rotary, nodes)
-    key = _rotated(node, "k", key, _PAST, head_dim, rotary, nodes)
-    nodes.append(_attention(node, [query, key, value, "", *node.input[3:5]], list(node.output), is_causal=0))
-    return nodes
+    return _node("If", [condition], list(node.output), **branches)
 
 
 def _shortened(nodes: list[NodeProto], attended: str, inputs: set[str]) -> list[NodeProto]:
