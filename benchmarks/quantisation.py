@@ -28,6 +28,7 @@ from engines import config_of
 from calm_export import parity
 from calm_export.calibrate import CPU_SCHEME, ENGINE_SCHEME, ENGINE_SCHEMES, calibration_pixels
 from calm_export.engines import STAGES, Sources, source_graphs
+from calm_export.eyes import cpu_graphs
 from calm_export.figures import cosine_per_photo
 from calm_export.graph import write_graph
 from calm_export.photos import parity_photos, photo_files
@@ -83,17 +84,15 @@ def measure(size: str, photos: Path | None, calibration: Path | None, engines: b
         work = Path(name)
         plain, coarse = ({stage: work / f"{kind}-{stage}.onnx" for stage in STAGES} for kind in ("fp32", "int8"))
         say("tracing")
-        protos = source_graphs(subject.model, "fp32")
-        for stage, proto in protos.items():
-            twin = type(proto)()
-            twin.CopyFrom(proto)
-            write_graph(twin, plain[stage])
+        for stage, proto in cpu_graphs(subject.model, "fp32").items():
+            write_graph(proto, plain[stage])
         reference = subject.seen(parity.onnx_features(plain["vision_encoder"], plain["aligner"], judged))
 
         def judge(features: dict[str, parity.Array]) -> list[Any]:
             rows = parity.feature_rows(reference, features, "int8")
             return rows + (parity.score_rows(reference, subject.seen(features).scores, "int8") if subject.read else [])
 
+        protos = cpu_graphs(subject.model, "int8")
         found = quantise(protos, chosen, (judged, judge), coarse, work / "cpu", CPU_SCHEME, say)
         protos.clear()
         say("timing")

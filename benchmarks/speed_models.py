@@ -158,12 +158,11 @@ def _write_edge(folder: Path) -> None:
 
 
 def _write_eyes(model: Any, folder: Path) -> None:
-    from calm_export.aligner import export_aligner
+    from calm_export.eyes import cpu_graphs
     from calm_export.graph import write_graph
-    from calm_export.vision import export_vision
 
-    write_graph(export_vision(model), folder / "vision_encoder.onnx")
-    write_graph(export_aligner(model), folder / "aligner.onnx")
+    for stage, proto in cpu_graphs(model, "fp32").items():
+        write_graph(proto, folder / f"{stage}.onnx")
 
 
 def _quantise_eyes(source: Path, folder: Path) -> None:
@@ -186,26 +185,31 @@ def _halve_eyes(source: Path, folder: Path) -> None:
 def _calibrate_eyes(source: Path, folder: Path) -> None:
     """What `calm export --encoder-precision int8` writes when no group of products has to stay float."""
     import tempfile
+
+    from calm_export.calibrate import CPU_SCHEME
+    from calm_export.eyes import cpu_graphs
+    from calm_export.sensitivity import calibrate_stages
+    from calm_train.checkpoint import load_checkpoint
+
+    model, _, _ = load_checkpoint(checkpoint_of(source.parent.name, source.parent))
+    with tempfile.TemporaryDirectory(prefix="calm-int8-") as scratch:
+        pixels = calibration_pixels(source.parent)
+        for stage, part in calibrate_stages(cpu_graphs(model, "int8"), pixels, Path(scratch), CPU_SCHEME).items():
+            part.quantise(part.groups, folder / f"{stage}.onnx")
+
+
+def calibration_pixels(folder: Path) -> Any:
+    """pixel_values [CALIBRATION_PHOTOS, 3, S, S] f32 of the examples and edits of them, for a prepared size."""
     from itertools import islice
 
     from calm_export import parity
-    from calm_export.aligner import export_aligner
-    from calm_export.calibrate import CPU_SCHEME
     from calm_export.photos import parity_photos
-    from calm_export.sensitivity import calibrate_stages
-    from calm_export.vision import export_vision
     from calm_runtime.photo import PhotoSpec
-    from calm_train.checkpoint import load_checkpoint
 
-    spec = PhotoSpec(size=read_shape(source.parent).photo_size)
+    spec = PhotoSpec(size=read_shape(folder).photo_size)
     examples = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
     photos = islice(parity_photos(spec, None, examples), CALIBRATION_PHOTOS)
-    pixels = parity.pixel_batch((photo.picture for photo in photos), spec)
-    with tempfile.TemporaryDirectory(prefix="calm-int8-") as scratch:
-        model, _, _ = load_checkpoint(checkpoint_of(source.parent.name, source.parent))
-        graphs = {"vision_encoder": export_vision(model, fused=True), "aligner": export_aligner(model, fused=True)}
-        for stage, part in calibrate_stages(graphs, pixels, Path(scratch), CPU_SCHEME).items():
-            part.quantise(part.groups, folder / f"{stage}.onnx")
+    return parity.pixel_batch((photo.picture for photo in photos), spec)
 
 
 def _shape_of(model: Any, tokenizer: Any, info: Any) -> Shape:

@@ -19,9 +19,16 @@ from calm_export.tensorrt import BUILDERS, build_devices, build_engine
 from calm_export.vision import export_vision
 from calm_export.work import Work, engine_targets, tool_version
 from calm_runtime.bundle import ParityRow, Precision, Stage
+from calm_train.model import CalmForConditionalGeneration
 
 EYES_CUDA = "eyes-cuda"
 ENGINE_PHOTOS = 16  # float16 on a CPU is emulated and slow: enough photos to see an overflow
+
+
+def cpu_graphs(model: CalmForConditionalGeneration, precision: Precision) -> dict[Stage, ModelProto]:
+    """Vision encoder and aligner as they are for the CPU; int8 has still to be rounded."""
+    fused = precision == "int8"  # beside products in fp32 the gain is lost in the noise: benchmarks/attention.md
+    return {"vision_encoder": export_vision(model, fused=fused), "aligner": export_aligner(model, fused=fused)}
 
 
 def export_eyes(
@@ -29,11 +36,7 @@ def export_eyes(
 ) -> dict[str, parity.Array]:
     """Vision encoder and aligner for the CPU. Returns the features they see in the gate's photos."""
     precision, folder = work.options.encoder_precision, work.folder
-    fused = precision == "int8"  # beside products in fp32 it saves a fiftieth of the time, beside int8 a seventh
-    protos: dict[Stage, ModelProto] = {
-        "vision_encoder": export_vision(work.model, fused=fused),
-        "aligner": export_aligner(work.model, fused=fused),
-    }
+    protos = cpu_graphs(work.model, precision)
     sources: Sources = {stage: folder / f"{stage}.onnx" for stage in STAGES}
     tool = _torch()
     if precision == "int8":
