@@ -10,6 +10,7 @@ GroupQueryAttention over all positions.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -150,7 +151,7 @@ def main(work: Path) -> None:
         prepare(size, work / size, {WHOLE, READING}, set(), False, click.echo)
         rows += compare_eyes(size, work / size, work / "attention" / size)
         rows += compare_llm(size, work / size)
-    report = {**header(threads=0, cycles=1), "rows": rows}
+    report = {**header(threads=os.cpu_count() or 1, cycles=1), "rows": rows}
     (HERE / "attention.json").write_text(json.dumps(report, indent=2) + "\n")
     page = render(report)
     (HERE / "attention.md").write_text(page)

@@ -30,6 +30,7 @@ from calm_export.calibrate import (
 )
 from calm_export.cli import export
 from calm_export.engines import STAGES, Sources, source_graphs
+from calm_export.eyes import cpu_graphs
 from calm_export.figures import cosine_per_photo
 from calm_export.graph import write_graph
 from calm_export.low_bits import OPSET, round_products
@@ -62,7 +63,7 @@ def traced() -> dict[Stage, bytes]:
     torch.manual_seed(0)
     model = CalmForConditionalGeneration(make_config()).eval()
     model.aligner.cues.features.normal_()
-    return {stage: proto.SerializeToString() for stage, proto in source_graphs(model, "fp32").items()}
+    return {stage: proto.SerializeToString() for stage, proto in cpu_graphs(model, "int8").items()}
 
 
 @pytest.fixture
@@ -255,7 +256,7 @@ def test_a_siglip_encoder_of_a_newer_opset_is_rounded_too(scheme: Scheme, pixels
     model = CalmForConditionalGeneration(make_config("siglip")).eval()
     spec = PhotoSpec(size=model.config.vision_config.image_size)
     photos = pixels[:, :, : spec.size, : spec.size]
-    protos = source_graphs(model, "fp32" if scheme is CPU_SCHEME else "fp16")
+    protos = cpu_graphs(model, "int8") if scheme is CPU_SCHEME else source_graphs(model, "fp16")
     parts = calibrate_stages(protos, photos, tmp_path, scheme)
     rounded = {stage: part.quantise(part.groups, tmp_path / f"r-{stage}.onnx") for stage, part in parts.items()}
     thematic = [
@@ -263,6 +264,8 @@ def test_a_siglip_encoder_of_a_newer_opset_is_rounded_too(scheme: Scheme, pixels
         for sources in ({stage: part.graph for stage, part in parts.items()}, rounded)
     ]
     assert 0.98 < cosine_per_photo(*thematic).min() < 1
+    kinds = {node.op_type for path in rounded.values() for node in onnx.load(path).graph.node}
+    assert ("MultiHeadAttention" in kinds, "Softmax" in kinds) == (scheme is CPU_SCHEME, scheme is not CPU_SCHEME)
 
 
 def test_photos_of_calibration_are_spread_over_the_folder(pixels: parity.Array) -> None:

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from test_export_llm import attentions
 from test_export_verify import changed, perturbed, verify
 
-from calm_export.bundle import LLM_DECODE, ExportOptions, export_bundle
+from calm_export.bundle import LLM, LLM_DECODE, ExportOptions, export_bundle
 from calm_export.cli import export
-from calm_export.llm import export_llm, write_llm_source
+from calm_export.figures import cosine_per_photo
+from calm_export.llm import export_llm, llm_spec, open_llm, write_llm_source
 from calm_runtime import Calm
-from calm_runtime.bundle import FileEntry, Manifest, file_sha256, open_bundle
+from calm_runtime.bundle import LLM_STAGES, FileEntry, Manifest, file_sha256, open_bundle
 from calm_runtime.errors import EngineError, ExportError
+from calm_runtime.llm import read_embed_tokens
 from calm_runtime.triton_repository import build
 from calm_train.checkpoint import load_checkpoint
 
@@ -44,6 +48,24 @@ def test_the_manifest_names_both_and_both_were_proven(two_graphs: Path) -> None:
     assert graphs["llm_decode"].path == LLM_DECODE
     assert {row.stage for row in manifest.parity} >= {"llm", "llm_decode"}
     assert manifest.provenance.options["llm_decode_precision"] == "int8"
+    reads, writes = (onnx.load(two_graphs / graphs[stage].path).graph for stage in LLM_STAGES)
+    assert attentions(reads) == 4 * (manifest.llm.layers - 1) + 1
+    assert attentions(writes) == 0
+
+
+def test_a_rounded_graph_reads_a_long_prompt_as_the_whole_one_does(
+    two_graphs: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model, tokenizer, _ = load_checkpoint(tiny_checkpoint)
+    export_llm(write_llm_source(model, tokenizer, tmp_path / "source"), "int8-dynamic", tmp_path)
+    spec, table = llm_spec(model.config.text_config), read_embed_tokens(two_graphs / "embed_tokens.safetensors")
+    embeds = np.random.default_rng(0).standard_normal((2, 201, spec.hidden_size), np.float32)
+    whole, parts = (open_llm(p, table, spec).prefill(embeds) for p in (tmp_path / "model.onnx", two_graphs / LLM))
+    # Sums in another order may round an activation to the other side: once in 127 of its range
+    assert cosine_per_photo(whole[0], parts[0]).min() > 0.999
+    for (key, value), (its_key, its_value) in zip(whole[1].layers, parts[1].layers, strict=True):
+        assert key.shape == its_key.shape == value.shape == its_value.shape
+        assert cosine_per_photo(value.reshape(2, -1), its_value.reshape(2, -1)).min() > 0.999
 
 
 def test_the_second_is_loaded_with_the_first_text_and_writes_all_of_it(

@@ -75,7 +75,7 @@ class ExportCommand(click.Command):
     is_eager=True,
     expose_value=False,
     callback=_prefer_fast,
-    help="The fastest on a CPU, at both scoring and writing: --encoder-precision int8 --llm-precision int8-dynamic "
+    help="For speed on a CPU: --encoder-precision int8 --llm-precision int8-dynamic "
     "--llm-decode-precision int4 --llm-block 128. Options given beside it win.",
 )
 @click.option(
@@ -88,8 +88,8 @@ class ExportCommand(click.Command):
 @click.option(
     "--llm-decode-precision",
     type=click.Choice(["fp32", "int8", "int8-dynamic", "int4"]),
-    help="A second LLM graph, for the tokens it writes; loaded with the first text. int4 beside int8-dynamic: the fastest "
-    "at both, in the room of both.",
+    help="A second LLM graph, for the tokens it writes; loaded with the first text. int4 beside int8-dynamic: fast at "
+    "both, in the room of both.",
 )
 @click.option(
     "--llm-block",

@@ -57,7 +57,8 @@ class ExportOptions:
             raise ExportError(f"no precision {self.llm_decode_precision!r} to write; choose from {', '.join(CHOICES)}")
         if self.llm_decode_precision and self.llm_decode_precision == self.llm_precision:
             raise ExportError(
-                f"a second graph as {self.llm_precision} would be the first again; leave out the precision to write"
+                f"a second graph as {self.llm_precision} would be the first again; leave out --llm-decode-precision "
+                "(which --fast sets), or take another"
             )
         if self.llm_block not in BLOCK_SIZES:
             raise ExportError(f"no LLM block of {self.llm_block}; choose from {', '.join(map(str, BLOCK_SIZES))}")

@@ -17,7 +17,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 from calm_runtime.errors import ExportError
 
-OPSET = 23  # the first with Attention
+OPSET, IR_VERSION = 23, 11  # the first with Attention
 PARTS = 4
 LONGEST_WHOLE = 127  # positions beyond those cached that are read in one piece: parts of fewer cost more than they save
 _PREFIX = "calm/reading/"
@@ -52,8 +52,14 @@ def reading_graph(proto: ModelProto, head_dim: int) -> ModelProto:
         rotary = _rotary_width(graph, node.input[7]) if _attributes(node).get("do_rotary") else 0
         write = _last_layer if node is attention[-1] else _layer
         nodes += write(node, head_dim, rotary)
-    del graph.node[:]
-    graph.node.extend(_shortened(nodes, attention[-1].output[0], {value.name for value in graph.input}))
+    end = 1 + next(index for index, node in enumerate(nodes) if attention[-1].output[0] in node.output)
+    shortened = _shortened(graph, nodes[:end], nodes[end:], attention[-1].output[0])
+    changed = {value for node in shortened[end - 1 :] for value in node.output}
+    shapes = [value for value in graph.value_info if value.name not in changed]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(shortened)
+    graph.value_info.extend(shapes)
+    proto.ir_version = max(proto.ir_version, IR_VERSION)
     for entry in proto.opset_import:
         if not entry.domain:
             entry.version = max(entry.version, OPSET)
@@ -142,22 +148,20 @@ def _unless_short(node: NodeProto, condition: str, inside: list[NodeProto], resu
     return _node("If", [condition], list(node.output), **branches)
 
 
-def _shortened(nodes: list[NodeProto], attended: str, inputs: set[str]) -> list[NodeProto]:
-    """Behind the last layer's attention, take the last position of whatever was computed for all of them."""
-    end = next(index for index, node in enumerate(nodes) if attended in node.output) + 1
-    tail = nodes[end:]
-    early = inputs | {value for node in nodes[:end] if node.op_type != "Constant" for value in node.output}
+def _shortened(graph: onnx.GraphProto, body: list[NodeProto], tail: list[NodeProto], attended: str) -> list[NodeProto]:
+    """Let the tail, behind the last layer's attention, take the last position of whatever was computed for all of them."""
+    early = {value.name for value in graph.input}
+    early |= {value for node in body if node.op_type != "Constant" for value in node.output}
     early.discard(attended)
     crossing = sorted({value for node in tail for value in node.input if value in early})
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
+    if other := [value for value in crossing if ranks.get(value) != 3]:
+        raise ExportError(f"the decoder's last layer reads {', '.join(other)}, not hidden states; it cannot only read")
     for node in tail:
         for index, value in enumerate(node.input):
             if value in crossing:
                 node.input[index] = f"{value}/last"
-    return [
-        *nodes[:end],
-        *(_node("Gather", [value, _LAST], [f"{value}/last"], axis=1) for value in crossing),
-        *tail,
-    ]
+    return [*body, *(_node("Gather", [value, _LAST], [f"{value}/last"], axis=1) for value in crossing), *tail]
 
 
 def _projections(node: NodeProto, nodes: list[NodeProto]) -> tuple[str, str, str]:
