@@ -14,7 +14,7 @@ TITLES = {
     "calm:int8:int4": "this runtime, vision int8, LLM int4",
     "calm:int8:int4-128": "this runtime, vision int8, LLM int4 in blocks of 128",
     "calm:int8:int8-dynamic": "this runtime, vision int8, LLM int8-dynamic",
-    "calm:int8:int8-dynamic-reading+int4-128": "this runtime, `--fast`: vision int8, LLM int8-dynamic, to write int4 in blocks of 128",
+    "calm:int8:int8-dynamic-reading+int4-128": "this runtime, vision int8, LLM int8-dynamic, to write int4 in blocks of 128",
     EAGER: "PyTorch eager, fp32",
     "eager-bf16": "PyTorch eager, bf16",
     "compile-fp32": "torch.compile, fp32",

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from test_export_llm import attentions
 from test_export_verify import changed, perturbed, verify
 
-from calm_export.bundle import LLM, LLM_DECODE, ExportOptions, export_bundle
+from calm_export.bundle import ExportOptions, export_bundle
 from calm_export.cli import export
+from calm_export.decoders import LLM, LLM_DECODE
 from calm_export.figures import cosine_per_photo
 from calm_export.llm import export_llm, llm_spec, open_llm, write_llm_source
 from calm_runtime import Calm
@@ -150,7 +151,7 @@ def test_fast_is_four_options_and_those_given_beside_it_win(tiny_checkpoint: Pat
         return [parameters[name] for name in names]
 
     assert asked() == ["fp32", "auto", None, "32"]
-    assert asked("--fast") == ["int8", "int8-dynamic", "int4", "128"]
+    assert asked("--fast") == ["int8", "int8-dynamic", "int4", "auto"]
     assert asked("--llm-decode-precision", "int8", "--fast", "--llm-block", "64") == [
         "int8",
         "int8-dynamic",

@@ -5,28 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-import torch
 
 from calm_export import parity
+from calm_export.decoders import export_cuda_decoder, export_decoders
 from calm_export.eyes import export_cuda_eyes, export_engines, export_eyes
-from calm_export.llm import (
-    CHOICES,
-    PRECISIONS,
-    LlmPrecision,
-    export_embed_tokens,
-    export_llm,
-    llm_spec,
-    open_llm,
-    write_llm_source,
-)
+from calm_export.llm import llm_spec, write_llm_source
 from calm_export.options import ExportOptions
 from calm_export.packs import staged_packs, write_pack
 from calm_export.photos import parity_photos
@@ -48,18 +36,12 @@ from calm_runtime.bundle import (
     open_bundle,
     sign_manifest,
 )
-from calm_runtime.errors import ExportError
-from calm_runtime.llm import LanguageModel, read_embed_tokens
 from calm_runtime.photo import load_photo
 from calm_runtime.pipeline import Calm
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
 from calm_runtime.text import TextTokenizer
 from calm_train.checkpoint import CONFIG, INFO, TOKENIZER, load_checkpoint
 
-LLM = "llm/model.onnx"
-LLM_DECODE = "llm-decode/model.onnx"
-LLM_CUDA = "llm-cuda/model.onnx"
-EMBED_TOKENS_FILE = "embed_tokens.safetensors"
 _TOOLS = ("calm-edge", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai",
           "tokenizers", "safetensors", "numpy", "pillow")  # fmt: skip
 
@@ -94,12 +76,10 @@ def export_bundle(
         progress("exporting vision encoder and aligner")
         features = export_eyes(work, pixels, reference, progress)
         source = write_llm_source(model, tokenizer, work.scratch / "llm")
-        _export_llm(work, source, reference, features["image_embeds"], progress)
-        if options.llm_decode_precision:
-            _export_decode(work, source, reference, features["image_embeds"], options.llm_decode_precision, progress)
+        export_decoders(work, source, reference, features["image_embeds"], progress)
         if "cuda" in options.targets:
             export_cuda_eyes(work, pixels, reference, progress)
-            _export_cuda_llm(work, source, reference, progress)
+            export_cuda_decoder(work, source, reference, progress)
         if engine_targets(options):
             export_engines(work, pixels, reference, progress)
         progress("scoring the examples with the finished bundle")
@@ -108,89 +88,6 @@ def export_bundle(
             progress(f"writing the {kind} pack")
             write_pack(open_bundle(folder), kind, place)
     return manifest
-
-
-def _export_llm(
-    work: Work,
-    source: Path,
-    reference: parity.Seen,
-    image_embeds: parity.Array,
-    progress: Callable[[str], None],
-) -> None:
-    """Build the LLM in the asked precision, or in the smallest that passes the gate.
-
-    When none passes and drift is allowed, the most exact one stays.
-    """
-    asked = work.options.llm_precision
-    choices: Sequence[LlmPrecision] = PRECISIONS if asked == "auto" else [p for p in CHOICES if p == asked]
-    misses = []
-    for precision in choices:
-        progress(f"building the LLM as {precision}")
-        reads_only = work.options.llm_decode_precision is not None
-        export_llm(source, precision, work.folder / "llm", block=work.options.llm_block, reads_only=reads_only)
-        dtype = torch.float32 if precision == "fp32" else torch.float16
-        export_embed_tokens(work.model, work.folder / EMBED_TOKENS_FILE, dtype)
-        scores = _scores(work, _open_llm(work, LLM), image_embeds)
-        rows = parity.score_rows(reference, scores, parity.coarser(precision, work.options.encoder_precision))
-        missed = parity.describe(rows)
-        if not missed or (work.options.allow_drift and precision == choices[-1]):
-            work.gate(rows, f"the LLM as {precision}")
-            work.add_onnx("llm", LLM, precision, f"onnxruntime-genai {tool_version('onnxruntime-genai')}")
-            return
-        misses.append(f"{precision}: {missed}")
-        progress(f"the LLM misses the gate as {misses[-1]}")
-        shutil.rmtree(work.folder / "llm")
-    raise ExportError(f"the LLM misses the parity gate as {' / '.join(misses)}")
-
-
-def _export_decode(
-    work: Work,
-    source: Path,
-    reference: parity.Seen,
-    image_embeds: parity.Array,
-    precision: LlmPrecision,
-    progress: Callable[[str], None],
-) -> None:
-    """A second graph for single tokens. Its gate: scores whose question it has read token by token."""
-    first = next(graph for graph in work.graphs if graph.stage == "llm")
-    if first.precision == precision:  # what "auto" came to
-        raise ExportError(f"the LLM is {precision} already; leave out --llm-decode-precision, one graph does both")
-    progress(f"building the LLM as {precision}, to write")
-    export_llm(source, precision, (work.folder / LLM_DECODE).parent, block=work.options.llm_block)
-    scores = _scores(work, _open_llm(work, LLM, LLM_DECODE), image_embeds, token_by_token=True)
-    coarsest = parity.coarser(parity.coarser(first.precision, precision), work.options.encoder_precision)
-    rows = [
-        msgspec.structs.replace(row, stage="llm_decode", metric=f"{row.metric}, question token by token")
-        for row in parity.score_rows(reference, scores, coarsest)
-    ]
-    work.gate(rows, f"the LLM as {precision}, to write,")
-    work.add_onnx("llm_decode", LLM_DECODE, precision, f"onnxruntime-genai {tool_version('onnxruntime-genai')}")
-
-
-def _export_cuda_llm(work: Work, source: Path, reference: parity.Seen, progress: Callable[[str], None]) -> None:
-    """A float16 LLM for ONNX Runtime's CUDA kernels. Its gate is its own: it reads what PyTorch saw."""
-    progress("building the LLM as fp16 for CUDA")
-    export_llm(source, "fp16", (work.folder / LLM_CUDA).parent, "cuda")
-    rows = parity.score_rows(
-        reference, _scores(work, _open_llm(work, LLM_CUDA), reference.features["image_embeds"]), "fp16"
-    )
-    rows = [msgspec.structs.replace(row, metric=f"fp16 for cuda: {row.metric}") for row in rows]
-    work.gate(rows, "the LLM for CUDA")
-    work.add_onnx("llm", LLM_CUDA, "fp16", f"onnxruntime-genai {tool_version('onnxruntime-genai')}", "cuda")
-
-
-def _open_llm(work: Work, graph: str, decode: str | None = None) -> LanguageModel:
-    """One or two of the bundle's decoders, on the CPU."""
-    table = read_embed_tokens(work.folder / EMBED_TOKENS_FILE)
-    spec = llm_spec(work.model.config.text_config)
-    return open_llm(work.folder / graph, table, spec, work.folder / decode if decode else None)
-
-
-def _scores(
-    work: Work, llm: LanguageModel, image_embeds: parity.Array, *, token_by_token: bool = False
-) -> npt.NDArray[np.float64]:
-    prompt, token_ids = work.info.prompts["score"], work.model.config.score_token_ids
-    return parity.onnx_scores(llm, image_embeds, prompt, work.text, token_ids, token_by_token=token_by_token)
 
 
 def _finish(work: Work, source_sha256: str) -> Manifest:
@@ -214,7 +111,7 @@ def _finish(work: Work, source_sha256: str) -> Manifest:
         files={name: _entry(work.folder / name) for name in names},
         golden=(),
         parity=tuple(work.rows),
-        provenance=Provenance(source_sha256, tools, work.options.recorded()),
+        provenance=Provenance(source_sha256, tools, work.options.recorded(work.llm_block)),
         engines=tuple(work.engines),
         drift_allowed=_drifted(work),
     )

@@ -27,7 +27,7 @@ FAST = {
     "encoder_precision": "int8",
     "llm_precision": "int8-dynamic",
     "llm_decode_precision": "int4",
-    "llm_block": "128",
+    "llm_block": "auto",
 }
 
 
@@ -76,7 +76,7 @@ class ExportCommand(click.Command):
     expose_value=False,
     callback=_prefer_fast,
     help="For speed on a CPU: --encoder-precision int8 --llm-precision int8-dynamic "
-    "--llm-decode-precision int4 --llm-block 128. Options given beside it win.",
+    "--llm-decode-precision int4 --llm-block auto. Options given beside it win.",
 )
 @click.option(
     "--llm-precision",
@@ -93,10 +93,11 @@ class ExportCommand(click.Command):
 )
 @click.option(
     "--llm-block",
-    type=click.Choice(["32", "64", "128"]),
+    type=click.Choice(["auto", "32", "64", "128"]),
     default="32",
     show_default=True,
-    help="Weights of an int4 or int8 LLM that share a scale. 128: smaller and faster, less exact; the gate decides.",
+    help="Weights of an int4 or int8 LLM that share a scale. 128: smaller and faster, less exact; the gate decides. auto: "
+    "the most of these that pass it.",
 )
 @click.option(
     "--encoder-precision",
@@ -193,7 +194,7 @@ def export(
             targets=tuple(dict.fromkeys(("cpu", *targets))),
             llm_precision=llm_precision,
             llm_decode_precision=llm_decode_precision,
-            llm_block=int(llm_block),
+            llm_block=None if llm_block == "auto" else int(llm_block),
             encoder_precision=encoder_precision,
             calibration=calibration,
             devices=tuple(dict.fromkeys(devices)),

@@ -24,7 +24,7 @@ class ExportOptions:
 
     llm_precision: "auto" takes the smallest of int4, int8 and fp32 that passes the gate. llm_decode_precision: of a second
     graph that reads what is written, token by token; None has one graph for all. llm_block: weights of int4 and int8
-    that share a scale.
+    that share a scale; None takes the most that pass the gate.
     encoder_precision: of vision encoder and aligner for the CPU. calibration: folder of photos whose values set the
     ranges of int8 and fp8; None takes the gate's.
     devices: of TensorRT-RTX engines, "portable" or compute capabilities; TensorRT builds for the GPU at hand.
@@ -36,7 +36,7 @@ class ExportOptions:
     targets: tuple[str, ...] = ("cpu",)
     llm_precision: str = "auto"
     llm_decode_precision: LlmPrecision | None = None
-    llm_block: int = BLOCK_SIZE
+    llm_block: int | None = BLOCK_SIZE
     encoder_precision: Precision = "fp32"
     calibration: Path | None = None
     devices: tuple[str, ...] = (PORTABLE,)
@@ -60,7 +60,7 @@ class ExportOptions:
                 f"a second graph as {self.llm_precision} would be the first again; leave out --llm-decode-precision "
                 "(which --fast sets), or take another"
             )
-        if self.llm_block not in BLOCK_SIZES:
+        if self.llm_block not in (None, *BLOCK_SIZES):
             raise ExportError(f"no LLM block of {self.llm_block}; choose from {', '.join(map(str, BLOCK_SIZES))}")
         if self.encoder_precision not in ENCODER_PRECISIONS:
             choices = ", ".join(ENCODER_PRECISIONS)
@@ -84,13 +84,16 @@ class ExportOptions:
     def _rounds(self) -> bool:
         return self.encoder_precision == "int8" or (self._has_engines and self.engine_precision in ENGINE_SCHEMES)
 
-    def recorded(self) -> dict[str, str]:
-        """The options as provenance: everything that shapes the bundle, no path of this machine."""
+    def recorded(self, llm_block: int | None) -> dict[str, str]:
+        """The options as provenance: everything that shapes the bundle, no path of this machine.
+
+        llm_block: what was chosen, where the LLM is in blocks.
+        """
         engines = self._has_engines
         return {
             "targets": " ".join(target for target in self.targets if target not in PACK_TARGETS),
             "llm_precision": self.llm_precision,
-            "llm_block": str(self.llm_block),
+            "llm_block": str(llm_block or self.llm_block or BLOCK_SIZE),
             "encoder_precision": self.encoder_precision,
             "calibration": ("a folder" if self.calibration else "photos of the gate") if self._rounds else "",
             "devices": " ".join(self.devices) if "tensorrt-rtx" in self.targets else "",

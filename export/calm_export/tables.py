@@ -70,6 +70,9 @@ def show(console: Console, output: Path, manifest: Manifest) -> None:
             f"{engine.fused_attention} fused attention, {engine.activation_bytes / 2**20:.0f} MiB at the largest batch"
         )
     size = sum(entry.bytes for entry in manifest.files.values())
+    from calm_export.llm import IN_BLOCKS
+
     llm = [graph.precision for graph in manifest.graphs if graph.target == "cpu" and graph.stage in LLM_STAGES]
-    precisions = ", to write ".join(llm)
+    blocks = f" in blocks of {manifest.provenance.options['llm_block']}"
+    precisions = ", to write ".join(f"{name}{blocks if name in IN_BLOCKS else ''}" for name in llm)
     console.print(f"{output}: {size / 1e6:.1f} MB, LLM {precisions}, digest {manifest.digest[:12]}")

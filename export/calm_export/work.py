@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Work:
-    """One export on its way: what each step adds to the manifest."""
+    """One export on its way: what each step adds to the manifest. llm_block: what the LLM came to, if it is in blocks."""
 
     model: CalmForConditionalGeneration
     info: CheckpointInfo
@@ -34,6 +34,7 @@ class Work:
     graphs: list[Graph] = field(default_factory=list)
     engines: list[EngineEvidence] = field(default_factory=list)
     rows: list[ParityRow] = field(default_factory=list)
+    llm_block: int | None = None
     quantised: dict[str, Quantised] = field(default_factory=dict)
 
     def gate(self, rows: Sequence[ParityRow], what: str) -> None:
