@@ -144,4 +144,6 @@ def main(bundle: Path, photos: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or not Path(sys.argv[1], "manifest.json").is_file():
+        sys.exit("usage: read_bundle.py BUNDLE PHOTO...   (BUNDLE: a folder with a manifest.json)")
     main(Path(sys.argv[1]), sys.argv[2:])
