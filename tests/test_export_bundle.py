@@ -60,13 +60,13 @@ def test_a_second_export_is_byte_identical_and_auto_takes_the_smallest_that_pass
 def test_a_perturbed_graph_is_refused_and_nothing_is_written(
     tiny_checkpoint: Path, tiny_options: ExportOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def perturbed(model: CalmForConditionalGeneration) -> ModelProto:
+    def perturbed(model: CalmForConditionalGeneration, *, fused: bool) -> ModelProto:
         twin = copy.deepcopy(model)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for weight in twin.vision_encoder.parameters():
                 weight.mul_(1 + 0.05 * torch.randn(weight.shape, generator=generator))
-        return export_vision(twin)
+        return export_vision(twin, fused=fused)
 
     old = tmp_path / "bundle"
     old.mkdir()
