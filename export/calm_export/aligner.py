@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from calm_export.attention import fused_attention, spell_out_attention
+from calm_export.attention import attention, spell_out_attention
 from calm_export.graph import to_onnx
 from calm_export.precision import in_half
 from calm_export.vision import HIDDEN_STATES
@@ -62,5 +60,5 @@ def export_aligner(
         sample = model.vision_encoder.float()(torch.rand(2, 3, vision.image_size, vision.image_size))
     hidden = [torch.rand_like(state) for state in sample]  # [B, N, C]
     graph = AlignerGraph(model.aligner, dtype)
-    with fused_attention(graph) if fused else nullcontext():
+    with attention(graph, fused=fused):
         return to_onnx(graph, hidden, HIDDEN_STATES, (IMAGE_EMBEDS, ATTRIBUTE_LOGITS))

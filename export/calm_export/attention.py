@@ -26,9 +26,9 @@ def spell_out_attention(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def fused_attention(module: nn.Module) -> Iterator[None]:
-    """Trace attention as MultiHeadAttention. For tracing alone: what the module computes meanwhile is not attention."""
-    _set(module, _ONE_OPERATOR)
+def attention(module: nn.Module, *, fused: bool) -> Iterator[None]:
+    """Trace attention spelt out or, fused, as MultiHeadAttention: what the module then computes is not attention."""
+    _set(module, _ONE_OPERATOR if fused else SPELT_OUT)
     try:
         yield
     finally:

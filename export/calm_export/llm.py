@@ -35,8 +35,8 @@ GENAI_CONFIG = "genai_config.json"
 BLOCK_SIZES: tuple[int, ...] = (32, 64, 128)
 BLOCK_SIZE = 32  # weights that share one scale; coarser blocks are faster and less exact
 ACCURACY_LEVEL = 4  # products in int8: the fast CPU kernels
-_WEIGHT_BITS = {"int4": 4, "int8": 8}
-IN_BLOCKS: tuple[LlmPrecision, ...] = ("int4", "int8")
+_WEIGHT_BITS: dict[LlmPrecision, int] = {"int4": 4, "int8": 8}
+IN_BLOCKS = tuple(_WEIGHT_BITS)
 _LOG_TAIL = 2000
 
 

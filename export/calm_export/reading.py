@@ -44,12 +44,12 @@ def reading_graph(proto: ModelProto, head_dim: int) -> ModelProto:
         return proto
     for name, values in _constants(head_dim, attention[0]).items():
         graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    rotary = _rotary_width(graph, attention[0].input[7]) if _attributes(attention[0]).get("do_rotary") else 0
     nodes: list[NodeProto] = list(_lengths(attention[0].input[3]))
     for node in graph.node:
         if node.op_type != "GroupQueryAttention":
             nodes.append(node)
             continue
-        rotary = _rotary_width(graph, node.input[7]) if _attributes(node).get("do_rotary") else 0
         write = _last_layer if node is attention[-1] else _layer
         nodes += write(node, head_dim, rotary)
     end = 1 + next(index for index, node in enumerate(nodes) if attention[-1].output[0] in node.output)
@@ -215,8 +215,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
             if attribute.type == AttributeProto.GRAPH:
                 yield from _tensors(attribute.g)
             elif attribute.type == AttributeProto.TENSOR and node.op_type == "Constant":
-                named = TensorProto(dims=attribute.t.dims, name=node.output[0])
-                yield named
+                yield TensorProto(dims=attribute.t.dims, name=node.output[0])
 
 
 def _branch(name: str, nodes: list[NodeProto], outputs: list[str]) -> onnx.GraphProto:

@@ -56,6 +56,8 @@ def show_groups(console: Console, output: Path) -> None:
 
 def show(console: Console, output: Path, manifest: Manifest) -> None:
     """What an export proved and how large it became."""
+    from calm_export.llm import IN_BLOCKS
+
     table = Table("stage", "figure", "value", "gate", "", title=f"parity on {manifest.parity[0].photos} photos")
     for row in manifest.parity:
         table.add_row(
@@ -70,8 +72,6 @@ def show(console: Console, output: Path, manifest: Manifest) -> None:
             f"{engine.fused_attention} fused attention, {engine.activation_bytes / 2**20:.0f} MiB at the largest batch"
         )
     size = sum(entry.bytes for entry in manifest.files.values())
-    from calm_export.llm import IN_BLOCKS
-
     llm = [graph.precision for graph in manifest.graphs if graph.target == "cpu" and graph.stage in LLM_STAGES]
     blocks = f" in blocks of {manifest.provenance.options['llm_block']}"
     precisions = ", to write ".join(f"{name}{blocks if name in IN_BLOCKS else ''}" for name in llm)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from calm_export.attention import fused_attention, spell_out_attention
+from calm_export.attention import attention, spell_out_attention
 from calm_export.graph import OPSET, to_onnx
 from calm_export.precision import in_half
 from calm_train.model import CalmForConditionalGeneration
@@ -47,5 +45,5 @@ def export_vision(
     size = model.config.vision_config.image_size
     graph = VisionGraph(model.vision_encoder, dtype)
     opset = GELU_OPSET if getattr(model.config.vision_config, "hidden_act", None) == TANH_GELU else OPSET
-    with fused_attention(graph) if fused else nullcontext():
+    with attention(graph, fused=fused):
         return to_onnx(graph, [torch.rand(2, 3, size, size)], [PIXEL_VALUES], HIDDEN_STATES, opset)
