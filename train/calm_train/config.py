@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PretrainedConfig
 
 from calm_runtime.score import SCORE_LEVELS
+from calm_train.pretrained import efficientnet_lite  # noqa: F401 - its import registers the model type
 
 
 class CalmConfig(PretrainedConfig):
