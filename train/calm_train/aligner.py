@@ -29,7 +29,7 @@ class QFormer(nn.Module):
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
-        width = config.vision_config.hidden_size
+        width = config.hidden_size
         self.query_tokens = nn.Parameter(torch.randn(1, config.queries, width) * 0.02)
         self.norm = nn.LayerNorm(width)
         self.qformer = Blip2QFormerModel(
@@ -58,16 +58,16 @@ class Thematic(nn.Module):
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
-        self.patches_per_side = config.patches_per_side
+        self.side = config.tap_shapes.sides[3]
         self.pool = config.thematic_pool
-        merged = config.vision_config.hidden_size * config.thematic_pool**2
-        self.norm = nn.LayerNorm(config.vision_config.hidden_size)
+        merged = config.hidden_size * config.thematic_pool**2
+        self.norm = nn.LayerNorm(config.hidden_size)
         self.fc1 = nn.Linear(merged, config.text_config.hidden_size)
         self.fc2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """hidden_state [B, N, C] -> thematic tokens [B, T, D]."""
-        grid = patch_grid(self.norm(hidden_state), self.patches_per_side)
+        grid = patch_grid(self.norm(hidden_state), self.side)
         merged = pool_patches(grid, self.pool)  # [B, T, C*n*n]
         return self.fc2(nn.functional.gelu(self.fc1(merged)))
 
@@ -77,7 +77,7 @@ class MFAM(nn.Module):
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
-        width, llm_width = config.vision_config.hidden_size, config.text_config.hidden_size
+        width, llm_width = config.hidden_size, config.text_config.hidden_size
         self.qformers = nn.ModuleDict({scale: QFormer(config) for scale in SCALES})
         self.projections = nn.ModuleDict({scale: nn.Linear(width, llm_width) for scale in SCALES})
         self.thematic = Thematic(config)

@@ -83,7 +83,7 @@ def load_checkpoint(folder: str | Path) -> tuple[CalmForConditionalGeneration, T
         raise DataError(f"{root}: the weights do not fit the configuration: {error}") from error
     model.train(False)
     _check_score_tokens(root, model, tokenizer)
-    size = model.config.vision_config.image_size
+    size = model.config.image_size
     if info.photo.size != size:
         raise DataError(f"{root / INFO}: photo size {info.photo.size}, but the vision encoder takes {size}")
     return model, tokenizer, info

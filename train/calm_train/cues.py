@@ -24,7 +24,7 @@ class CueSpace(nn.Module):
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
-        width, llm_width = config.vision_config.hidden_size, config.text_config.hidden_size
+        width, llm_width = config.hidden_size, config.text_config.hidden_size
         self.photo = nn.ModuleDict(
             {scale: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.cue_width)) for scale in SCALES}
         )

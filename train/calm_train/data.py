@@ -22,6 +22,7 @@ from calm_train.library import Picture
 from calm_train.pretext.edits import EDITS
 from calm_train.pretext.texts import comment_text, cue_text, question_and_answer, suggestion_text
 from calm_train.pretext.view import DIFFERENT, View, make_pair
+from calm_train.taste_teacher import teacher_pixels
 
 
 class PromptEncoder:
@@ -49,10 +50,11 @@ class PromptEncoder:
 class PairDataset(Dataset[dict[str, Any]]):
     """Item i is a pair of views, drawn from (seed, i) alone: the same item whatever worker or restart makes it.
 
-    An item: pixel_values [2, 3, S, S], levels [2, A], quantities [2, M], ratings [2], severities [2, E], gap (0..1: how
-    much it counts that the first ranks higher), texts for the generation objectives, and `labelled` photos of each flow.
+    An item: pixel_values [2, 3, S, S], levels [2, A], quantities [2, M], ratings [2], severities [2, E], gap and
+    disliked_gap (0..1: how much it counts that the first ranks higher, technically and in people's votes), texts for the
+    generation objectives, `labelled` photos of each flow and, for a teacher, teacher_pixels [2, 2, 3, 224, 224] uint8.
 
-    mask: in every other pair up to this share of the patches is hidden, the same ones in both views. patch: their side.
+    taught: whether a teacher will label the views. mask: in every other pair up to this share of the patches is hidden, the same ones in both views. patch: their side.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         labelled: int = 1,
         mask: float = 0.0,
         patch: int = 16,
+        taught: bool = False,
     ) -> None:
         self.pictures = pictures
         self.spec = spec
@@ -74,6 +77,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         self.labelled = labelled
         self.mask = mask
         self.patch = patch
+        self.taught = taught
 
     def __len__(self) -> int:
         return self.length
@@ -85,13 +89,15 @@ class PairDataset(Dataset[dict[str, Any]]):
         views = make_pair(self.pictures[order[position]], rng)
         numbers = range(index * self.labelled, (index + 1) * self.labelled)
         pixels = torch.stack([self._pixels(view) for view in views])
-        return {
+        taught = {"teacher_pixels": torch.stack([teacher_pixels(view.picture) for view in views])} if self.taught else {}
+        return taught | {
             "pixel_values": pixels * self._shown(rng),
             "levels": torch.tensor([view.levels for view in views]),
             "quantities": torch.tensor([view.quantities for view in views]),
             "ratings": torch.tensor([view.rating for view in views]),
             "severities": torch.stack([_severities(view) for view in views]),
             "gap": min(1.0, (views[1].damage - views[0].damage) / DIFFERENT),
+            "disliked_gap": min(1.0, (views[1].disliked - views[0].disliked) / DIFFERENT),
             "texts": [_texts(view, rng) for view in views],
             "labelled": [flow[number] for flow in self.flows for number in numbers],
         }
@@ -160,6 +166,7 @@ class BatchCollator:
             "ratings": torch.cat([item["ratings"] for item in items]),
             "severities": torch.cat([item["severities"] for item in items]),
             "gap": torch.tensor([item["gap"] for item in items]),
+            "disliked_gap": torch.tensor([item["disliked_gap"] for item in items]),
             "before": torch.tensor(self.score_ids[0]),
             "score_after": torch.tensor(self.score_ids[1]),
             "example_after": torch.tensor(self.example_ids[1], dtype=torch.int64),
@@ -170,6 +177,8 @@ class BatchCollator:
             "cue_labels": pad_right(cues, -100),
             "cue_scales": torch.tensor([n % len(SCALES) for n in range(len(rows))]),
         }
+        if "teacher_pixels" in items[0]:
+            batch["teacher_pixels"] = torch.cat([item["teacher_pixels"] for item in items])
         return batch | self._labelled([example for item in items for example in item["labelled"]])
 
     def _labelled(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from calm_train.aligner import MFAM, Aligned
 from calm_train.config import CalmConfig
-from calm_train.vision import VisionEncoder
+from calm_train.vision import VisionEncoder, open_vision_encoder
 
 
 class CalmOutput(NamedTuple):
@@ -35,7 +35,7 @@ class CalmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__(config)
-        self.vision_encoder = VisionEncoder(config)
+        self.vision_encoder: VisionEncoder = open_vision_encoder(config)
         self.aligner = MFAM(config)
         self.llm: PreTrainedModel = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()

@@ -98,14 +98,14 @@ class PatchObjective(nn.Module):
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
-        self.patches_per_side = config.patches_per_side
-        self.patch_size = int(config.vision_config.patch_size)
-        width = config.vision_config.hidden_size
+        self.side = config.tap_shapes.sides[0]
+        self.patch_size = config.image_size // self.side
+        width = config.hidden_size
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, STATISTICS))
 
     def forward(self, hidden_state: Tensor, pixel_values: Tensor) -> Tensor:
         """hidden_state [B, N, C] of pixel_values [B, 3, S, S] -> scalar."""
-        patches = patch_grid(hidden_state, self.patches_per_side).flatten(1, 2)  # [B, N, C]
+        patches = patch_grid(hidden_state, self.side).flatten(1, 2)  # [B, N, C]
         return F.mse_loss(self.head(patches).float(), patch_statistics(pixel_values, self.patch_size))
 
 
@@ -114,8 +114,8 @@ class ScaleHeads(nn.Module):
 
     def __init__(self, config: CalmConfig, outputs: int) -> None:
         super().__init__()
-        self.patches_per_side = config.patches_per_side
-        width = 2 * config.vision_config.hidden_size
+        self.sides = dict(zip(SCALES, config.tap_shapes.sides, strict=False))
+        width = 2 * config.hidden_size
 
         def heads() -> nn.ModuleDict:
             return nn.ModuleDict(
@@ -128,7 +128,7 @@ class ScaleHeads(nn.Module):
         """hidden states [B, N, C], query outputs [B, Q, C] per scale -> [6, B, outputs] float32."""
         rows = []
         for scale in SCALES:
-            patches = patch_grid(getattr(hidden, scale), self.patches_per_side).flatten(1, 2)
+            patches = patch_grid(getattr(hidden, scale), self.sides[scale]).flatten(1, 2)
             for head, states in ((self.taps[scale], patches), (self.queries[scale], query_states[scale])):
                 wide = states.float()
                 rows.append(head(torch.cat([wide.mean(1), wide.std(1)], dim=-1)).float())  # [B, outputs]

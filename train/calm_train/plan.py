@@ -41,13 +41,23 @@ def count_parameters(config: CalmConfig, settings: StageRecipe) -> dict[str, tup
 def activation_bytes(config: CalmConfig, settings: StageRecipe, views: int) -> int:
     """Rough activations of one micro-batch: about 34 bytes per token, layer and unit of width in 16 bits
     (Korthikanti et al. 2022, without the attention maps), a tenth of it with gradient checkpointing."""
-    vision, text = config.vision_config, config.text_config
+    text = config.text_config
     factor = 34 * BYTES[usable_precision(settings.precision)] / 2 * (0.1 if settings.gradient_checkpointing else 1.0)
-    encoder = config.patches_per_side**2 * vision.hidden_size * vision.num_hidden_layers
+    encoder = sum(_map_values(config)) if config.reads_maps else _token_values(config)
     decoder = (config.image_tokens + TEXT_TOKENS) * text.hidden_size * text.num_hidden_layers
-    if "vision_encoder" in settings.frozen:
-        encoder //= vision.num_hidden_layers
+    if any(part.startswith("vision_encoder") for part in settings.frozen):
+        encoder = config.tap_shapes.sides[0] ** 2 * config.hidden_size
     return int(factor * views * (encoder + decoder))
+
+
+def _token_values(config: CalmConfig) -> int:
+    """Values of all layers' outputs of a token encoder."""
+    return int(config.tap_shapes.sides[0] ** 2 * config.hidden_size * config.vision_config.num_hidden_layers)
+
+
+def _map_values(config: CalmConfig) -> list[int]:
+    """Values of the tapped maps: of a map encoder's other layers the configuration does not tell."""
+    return [channels * side**2 for channels, side in zip(*config.tap_shapes, strict=True)]
 
 
 def plan(recipe: Recipe, settings: StageRecipe, data: dict[str, int], processes: int) -> dict[str, Any]:

@@ -32,7 +32,9 @@ class LossWeights(_Strict, frozen=True):
     edits: float = 0.0
     quantities: float = 0.0
     score: float = 0.0
-    ranking: float = 0.0
+    score_ranking: float = 0.0
+    technical: float = 0.0
+    technical_ranking: float = 0.0
     generation: float = 0.0
     personal: float = 0.0
     rating: float = 0.0
@@ -47,8 +49,10 @@ class LossWeights(_Strict, frozen=True):
 class ModelRecipe(_Strict, frozen=True):
     """Encoder, LLM and MFAM's shape.
 
-    vision, text: a Hugging Face config (`model_type` and its fields) for a part from scratch. With `pretrained: NAME` (a
-    hub name or a local folder) weights and config come from there, and the fields given here serve the dry run.
+    vision, second_vision, text: a Hugging Face config (`model_type` and its fields) for a part from scratch. With
+    `pretrained: NAME` (a hub name or a local folder) weights and config come from there, and the fields given here serve
+    the dry run. second_vision: a second encoder of feature maps beside the first.
+    taps, thematic_tap, second_taps, second_thematic_tap, neck_width: as `CalmConfig` has them.
     vocabulary: of the tokenizer trained for a from-scratch LLM.
     """
 
@@ -58,6 +62,11 @@ class ModelRecipe(_Strict, frozen=True):
     qformer_layers: int
     qformer_heads: int
     taps: tuple[int, int, int]
+    thematic_tap: int = -2
+    second_vision: dict[str, Any] | None = None
+    second_taps: tuple[int, int, int] | None = None
+    second_thematic_tap: int | None = None
+    neck_width: int = 192
     vocabulary: int | None = None
     qformer_dropout: float = 0.0
     name: str = "calm"

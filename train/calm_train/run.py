@@ -84,7 +84,7 @@ def run_stage(options: RunOptions) -> str:
     flows = [Flow(e, info.photo, settings.pairs, data_seed + n) for n, e in enumerate(data.flows.values(), start=10)]
     pictures = PictureLibrary(data.photos)
     pairs = settings.steps * settings.pairs
-    patch = int(model.config.vision_config.patch_size)
+    patch = model.config.image_size // model.config.tap_shapes.sides[0]
     dataset = PairDataset(
         pictures, info.photo, pairs, data_seed, flows, settings.labelled, mask=settings.mask, patch=patch
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from calm_runtime.attributes import ATTRIBUTE_NAMES, ATTRIBUTES, SCALES
+from calm_runtime.errors import DataError
 from calm_runtime.in_context import RATING_MIDDLE
 from calm_runtime.score import SCORE_LOW
 from calm_train.aligner import Aligned
@@ -23,6 +24,7 @@ from calm_train.objectives import (
 )
 from calm_train.personal import RecentPhotos, personal_sequences, simulate_raters
 from calm_train.recipe import LossWeights
+from calm_train.taste_teacher import TasteTeacher
 
 IMPRESSION = ATTRIBUTE_NAMES.index("impression")
 Batch = dict[str, Tensor]
@@ -33,25 +35,34 @@ class Stage(nn.Module):
     """The model, what of it is frozen, and the objectives.
 
     Stage 1 (text-guided self-supervision) weighs contrastive, matching, impression, cues, patches, edits and
-    quantities; stage 2 (instruction tuning) adds score, ranking, generation and personal. `rating` and `caption` join
-    when such data is given.
+    quantities; stage 2 (instruction tuning) adds score, technical, their rankings, generation and personal. `rating` and
+    `caption` join when such data is given. teacher: labels the views with the votes people would give.
     """
 
     def __init__(
-        self, model: CalmForConditionalGeneration, weights: LossWeights, frozen: tuple[str, ...], raters: int = 1
+        self,
+        model: CalmForConditionalGeneration,
+        weights: LossWeights,
+        frozen: tuple[str, ...],
+        raters: int = 1,
+        teacher: TasteTeacher | None = None,
     ) -> None:
         super().__init__()
+        if weights.score and teacher is None:
+            raise DataError("the recipe weighs `score`, which needs a teacher: give --teacher, or weigh it 0")
         self.model = model
+        self._teacher = [teacher]  # in a list: no part of what is trained and saved
         self.weights = weights
         self.raters = raters
         for name in frozen:
-            getattr(model, name).requires_grad_(False)
+            model.get_submodule(name).requires_grad_(False)
         self.contrastive = ContrastiveObjective()
         self.matching = MatchingObjective()
         self.generation = GenerationObjective()
         self.scoring = ScoreObjective(spread=0.9)
         self.impression = RankingObjective(temperature=1.0)
         self.ranking = RankingObjective(temperature=0.5)
+        self.votes = RankingObjective(temperature=0.3)
         self.patches = PatchObjective(model.config)
         self.edits = EditObjective(model.config)
         self.quantities = QuantityObjective(model.config)
@@ -65,7 +76,7 @@ class Stage(nn.Module):
         losses = self.cue_losses(aligned, batch)
         if weights.cues:
             losses["cues"] = self.cue_generation(aligned, batch)
-        if weights.score or weights.ranking:
+        if weights.score or weights.score_ranking or weights.technical or weights.technical_ranking:
             losses |= self.score_losses(aligned, batch)
         if weights.generation:
             embeds = aligned.image_embeds[batch["text_rows"]]
@@ -105,13 +116,18 @@ class Stage(nn.Module):
         return losses
 
     def score_losses(self, aligned: Aligned, batch: Batch) -> Losses:
-        """The pseudo rating of every view from one prefill, and the order of each pair."""
-        logits = self.score_logits(aligned.image_embeds, batch)
-        mean = expected_score(logits)
-        return {
-            "score": self.scoring(logits, self.scoring.target(batch["ratings"])),
-            "ranking": self.ranking(mean[0::2], mean[1::2], batch["gap"]),
+        """Both answers of one prefill: people's votes after the teacher, the known technical quality, each pair's order."""
+        votes, technical = self.answers(aligned.image_embeds, batch)
+        means = expected_score(votes), expected_score(technical)
+        losses = {
+            "technical": self.scoring(technical, self.scoring.target(batch["ratings"])),
+            "technical_ranking": self.ranking(means[1][0::2], means[1][1::2], batch["gap"]),
+            "score_ranking": self.votes(means[0][0::2], means[0][1::2], batch["disliked_gap"]),
         }
+        if self._teacher[0] is not None and "teacher_pixels" in batch:
+            target = self._teacher[0].pair_histograms(batch["teacher_pixels"], batch["disliked_gap"])
+            losses["score"] = self.scoring(votes, target)
+        return losses
 
     def personal_loss(self, recent: RecentPhotos, aligned: Aligned, batch: Batch) -> Tensor:
         """Simulated people's ratings, each predicted from the photos and ratings before it."""
@@ -130,7 +146,7 @@ class Stage(nn.Module):
     def rating_loss(self, batch: Batch) -> Tensor:
         """Human ratings (flow S): histograms where the data set has them, smoothed means elsewhere."""
         embeds = self.model.look(batch["rated_pixels"]).image_embeds
-        return self.scoring(self.score_logits(embeds, batch), batch["rated_histograms"])
+        return self.scoring(self.answers(embeds, batch)[0], batch["rated_histograms"])
 
     def caption_loss(self, batch: Batch) -> Tensor:
         """Human texts (flows G, C and questions): the answer, written from the photo and its instruction."""
@@ -148,11 +164,11 @@ class Stage(nn.Module):
         logits = self.answer_logits(tokens, batch["before"], batch["cue_ids"])
         return self.generation(logits[:, :-1], batch["cue_labels"])
 
-    def score_logits(self, image_embeds: Tensor, batch: Batch) -> Tensor:
-        """Logits of the ten score tokens at the answer position, [B, 10]."""
+    def answers(self, image_embeds: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of the ten score tokens and of the ten technical tokens at the answer position, each [B, 10]."""
         after = batch["score_after"].expand(image_embeds.shape[0], -1)
         last = self.answer_logits(image_embeds, batch["before"], after)[:, -1]
-        return last[:, self.model.config.score_token_ids]
+        return last[:, self.model.config.score_token_ids], last[:, self.model.config.technical_token_ids]
 
     def answer_logits(self, image_embeds: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Logits at the positions of `after` [B, S] and the one before it: [B, S + 1, V]."""

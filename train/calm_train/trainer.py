@@ -212,11 +212,13 @@ def train_stage(
             "the `sharding` it was started with, and with more than one process if that is `full`"
         )
     if not torch.cuda.is_available():
-        for part in (stage.model.vision_encoder.model, stage.model.llm):
+        for part in (*stage.model.vision_encoder.backbones, stage.model.llm):
             part.set_attn_implementation("eager")  # fused attention's backward is the slower one on a CPU
     if settings.gradient_checkpointing:
         stage.model.llm.gradient_checkpointing_enable({"use_reentrant": False})
-        stage.model.vision_encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for encoder in stage.model.vision_encoder.backbones:
+            if encoder.supports_gradient_checkpointing:
+                encoder.gradient_checkpointing_enable({"use_reentrant": False})
     adapters = add_adapters(stage, settings.lora) if settings.lora else None
     scalars = widen_scalars(stage.model) if sharded else []
     arguments = _arguments(stage, settings, output, seed, save_every, workers)

@@ -1,4 +1,4 @@
-"""The vision encoder as CALM uses it: four hidden states, one per alignment branch."""
+"""The vision encoder as CALM uses it: four hidden states, one per alignment branch, and one vector per photo."""
 
 from __future__ import annotations
 
@@ -9,35 +9,109 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from calm_train.config import CalmConfig
+from calm_train.feature_maps import open_map_encoder, read_maps
+
+STATISTICS = 2  # tokens ahead of the grid of a map: its mean and its spread
 
 
 class HiddenStates(NamedTuple):
-    """Encoder hidden states per branch, each [B, N, C] (N counts the class token where the encoder has one)."""
+    """Encoder hidden states per branch, each [B, N, C]: the grid's P * P tokens last, before them those of the whole picture.
+
+    photo_embeds [B, E]: the photo as one vector, for personal profiles; no branch reads it.
+    """
 
     low: Tensor
     middle: Tensor
     high: Tensor
     thematic: Tensor
+    photo_embeds: Tensor
 
 
-class VisionEncoder(nn.Module):
-    """Any CLIP/SigLIP-style vision model, read at the taps of the config."""
+class TokenEncoder(nn.Module):
+    """A CLIP/SigLIP-style vision model, read at the taps of the config."""
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
+        self.side = config.tap_shapes.sides[3]
         self.taps = (*config.taps, config.thematic_tap)
         self.model: PreTrainedModel = AutoModel.from_config(config.vision_config)
 
+    @property
+    def backbones(self) -> list[PreTrainedModel]:
+        """The Hugging Face models inside."""
+        return [self.model]
+
     def forward(self, pixel_values: Tensor) -> HiddenStates:
-        """pixel_values [B, 3, H, W] -> four hidden states [B, N, C]."""
+        """pixel_values [B, 3, S, S] -> hidden states [B, N, C]; photo_embeds [B, C], the mean of the thematic patches."""
         states = self.model(pixel_values=pixel_values, output_hidden_states=True).hidden_states
-        return HiddenStates(*(states[tap] for tap in self.taps))
+        photo = patch_grid(states[self.taps[-1]], self.side).mean(dim=(1, 2))
+        return HiddenStates(*[*(states[tap] for tap in self.taps), photo])
 
 
-def patch_grid(hidden_state: Tensor, patches_per_side: int) -> Tensor:
-    """Drop the class token, if any, and restore the grid: [B, N, C] -> [B, P, P, C]."""
-    patches = hidden_state[:, hidden_state.shape[1] - patches_per_side**2 :]
-    return patches.reshape(patches.shape[0], patches_per_side, patches_per_side, patches.shape[-1])
+class Neck(nn.Module):
+    """One tap: standardised channels, projected to one width (the lateral 1x1 convolution of FPN, Lin et al. 2017).
+
+    The map's mean and spread come along as tokens of their own: what a picture is like as a whole is read from them.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.standardise = nn.BatchNorm2d(channels, affine=False, momentum=0.05)
+        self.lateral = nn.Conv2d(channels, width, 1)
+        self.mean = nn.Linear(channels, width)
+        self.spread = nn.Linear(channels, width)
+
+    def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, P, P] -> tokens [B, STATISTICS + P * P, W], and the standardised mean over the picture [B, C]."""
+        values = self.standardise(feature_map)
+        mean = values.mean(dim=(2, 3))
+        # Not Tensor.std: its gradient is infinite where a channel is the same everywhere
+        spread = ((values - mean[:, :, None, None]).square().mean(dim=(2, 3)) + 1e-4).sqrt()
+        grid = self.lateral(values).flatten(2).transpose(1, 2)
+        return torch.cat([self.mean(mean)[:, None], self.spread(spread)[:, None], grid], dim=1), mean
+
+
+class MapEncoder(nn.Module):
+    """One or two encoders of feature maps side by side; maps of the same size are joined channel by channel.
+
+    Batch norms of the encoders keep the statistics of their own training.
+    """
+
+    def __init__(self, config: CalmConfig) -> None:
+        super().__init__()
+        self.taps = [taps for _, taps in config.encoder_taps]
+        self.backbones = nn.ModuleList(open_map_encoder(encoder) for encoder, _ in config.encoder_taps)
+        self.necks = nn.ModuleList(Neck(channels, config.neck_width) for channels in config.tap_shapes.channels)
+
+    def train(self, mode: bool = True) -> MapEncoder:
+        """As of any module, but for the encoders, which stay as they are when serving."""
+        super().train(mode)
+        self.backbones.eval()
+        return self
+
+    def forward(self, pixel_values: Tensor) -> HiddenStates:
+        """pixel_values [B, 3, S, S] -> hidden states [B, 2 + P * P, W] per tap; photo_embeds [B, C], of the deepest maps."""
+        maps = [read_maps(encoder, pixel_values) for encoder in self.backbones]  # type: ignore[arg-type]
+        states = []
+        for branch, neck in enumerate(self.necks):
+            joined = torch.cat([own[taps[branch]] for own, taps in zip(maps, self.taps, strict=True)], dim=1)
+            tokens, photo = neck(joined)
+            states.append(tokens)
+        return HiddenStates(*states, photo)
+
+
+VisionEncoder = TokenEncoder | MapEncoder
+
+
+def open_vision_encoder(config: CalmConfig) -> VisionEncoder:
+    """The encoder a config describes, with weights yet to be loaded."""
+    return MapEncoder(config) if config.reads_maps else TokenEncoder(config)
+
+
+def patch_grid(hidden_state: Tensor, side: int) -> Tensor:
+    """Drop the tokens of the whole picture, if any, and restore the grid: [B, N, C] -> [B, P, P, C]."""
+    patches = hidden_state[:, hidden_state.shape[1] - side**2 :]
+    return patches.reshape(patches.shape[0], side, side, patches.shape[-1])
 
 
 def pool_patches(grid: Tensor, factor: int) -> Tensor:

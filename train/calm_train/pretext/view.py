@@ -23,6 +23,8 @@ LEAST_SIDE = 0.55  # of the others: the smallest share of each side that is kept
 STRETCHED = 0.25  # largest change of a frame's aspect, as a logarithm: what is upright or level stays so
 TURNED = 0.25  # share of frames that stand on another side: their lines are as upright as ever
 DIFFERENT = 0.3  # damage difference from which the order of a pair counts in full
+# Degradations that cost a photo votes, too. People like black and white and warm light: these are no such faults.
+DISLIKED = frozenset({"underexposed", "overexposed", "flat", "hazy", "blurred", "noisy", "compressed", "watermarked"})
 UNSEEN_TILT, CLEAR_TILT = 0.15, 0.12  # least part of a tilt's damage; loss of uprightness that shows all of it
 
 
@@ -40,14 +42,16 @@ class View:
     """An edited photo and its truth.
 
     picture: RGB [H, W, 3] uint8. levels: level index per attribute of `ATTRIBUTES`. quantities: standardised value per
-    measure of `QUANTITIES`. damage: 0 (untouched) .. 1. rating: pseudo rating on the 1..10 scale. edits: strongest
-    first. shift: change of (warmth, tint) by the edits.
+    measure of `QUANTITIES`. damage: 0 (untouched) .. 1; disliked: the same of the edits in `DISLIKED` alone. rating:
+    pseudo rating of the technical quality on the 1..10 scale. edits: strongest first. shift: change of (warmth, tint) by
+    the edits.
     """
 
     picture: npt.NDArray[np.uint8]
     levels: tuple[int, ...]
     quantities: tuple[float, ...]
     damage: float
+    disliked: float
     rating: float
     edits: tuple[AppliedEdit, ...]
     shift: tuple[float, float]
@@ -182,6 +186,7 @@ def make_view(frame: Frame, edits: list[tuple[str, float]], rng: np.random.Gener
         levels=tuple(found[attribute.name] for attribute in ATTRIBUTES),
         quantities=tuple(m.standardised((after if m.edited else before)[m.attribute]) for m in QUANTITIES),
         damage=damage,
+        disliked=damage_of([edit for edit in edits if edit[0] in DISLIKED]),
         rating=start - (start - SCORE_LOW - 0.4) * damage,
         edits=tuple(sorted(applied, key=lambda e: -e.severity * EDITS[e.name].weight)),
         shift=(after["warmth"] - untouched["warmth"], after["tint"] - untouched["tint"]),
