@@ -1,4 +1,4 @@
-"""The vision encoder as CALM uses it: four hidden states, one per alignment branch."""
+"""The vision encoder as CALM uses it: four hidden states, one per alignment branch, and one vector per photo."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from calm_train.config import CalmConfig
 
 
 class HiddenStates(NamedTuple):
-    """Encoder hidden states per branch, each [B, N, C] (N counts the class token where the encoder has one)."""
+    """Encoder hidden states per branch, each [B, N, C] (N counts the class token where the encoder has one).
+
+    photo_embeds [B, E]: the photo as one vector, for personal profiles; no branch reads it.
+    """
 
     low: Tensor
     middle: Tensor
     high: Tensor
     thematic: Tensor
+    photo_embeds: Tensor
 
 
 class VisionEncoder(nn.Module):
@@ -25,13 +29,15 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
+        self.patches_per_side = config.patches_per_side
         self.taps = (*config.taps, config.thematic_tap)
         self.model: PreTrainedModel = AutoModel.from_config(config.vision_config)
 
     def forward(self, pixel_values: Tensor) -> HiddenStates:
-        """pixel_values [B, 3, H, W] -> four hidden states [B, N, C]."""
+        """pixel_values [B, 3, H, W] -> four hidden states [B, N, C]; photo_embeds [B, C], the mean of the thematic patches."""
         states = self.model(pixel_values=pixel_values, output_hidden_states=True).hidden_states
-        return HiddenStates(*(states[tap] for tap in self.taps))
+        photo = patch_grid(states[self.taps[-1]], self.patches_per_side).mean(dim=(1, 2))
+        return HiddenStates(*[*(states[tap] for tap in self.taps), photo])
 
 
 def patch_grid(hidden_state: Tensor, patches_per_side: int) -> Tensor:
