@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.llama import LlamaConfig
 
 from calm_runtime.errors import DataError
-from calm_runtime.score import SCORE_TOKENS
+from calm_runtime.score import SCORE_TOKENS, TECHNICAL_TOKENS
 from calm_train.build import build_model, photo_spec
 from calm_train.checkpoint import load_checkpoint
 from calm_train.recipe import Recipe
@@ -73,9 +73,12 @@ def test_pretrained_parts_keep_their_weights_and_gain_score_tokens(tmp_path, vis
     pixels = torch.randn(1, 3, 32, 32)
     expected = encoder(pixel_values=pixels).last_hidden_state
     assert torch.allclose(model.vision_encoder.model(pixel_values=pixels).last_hidden_state, expected, atol=1e-6)
-    ids = torch.tensor([[20, 30, 40]])
+    ids = torch.tensor([[50, 30, 40]])  # tokens of the text, not of a rating
     assert torch.allclose(model.llm(ids).logits[..., :3], llm(ids).logits[..., :3], atol=1e-5)
     assert model.config.score_token_ids == [tokenizer.token_to_id(token) for token in SCORE_TOKENS]
+    assert model.config.technical_token_ids == [tokenizer.token_to_id(token) for token in TECHNICAL_TOKENS]
+    rows = model.get_input_embeddings().weight
+    assert torch.equal(rows[model.config.technical_token_ids], rows[model.config.score_token_ids])
     spec = photo_spec(recipe)
     assert (spec.size, spec.mean) == (32, (0.5, 0.5, 0.5))
     language_checkpoint(recipe, tmp_path / "start", seed=1)

@@ -122,13 +122,19 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tiny_checkpoint: Path, tmp_path
         load_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_whose_score_tokens_moved_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "moved"),
+    [("score_token_ids", "<score_1> has id 3"), ("technical_token_ids", "<technical_1> has id 13")],
+)
+def test_a_checkpoint_whose_tokens_moved_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, key: str, moved: str
+) -> None:
     for path in tiny_checkpoint.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    config["score_token_ids"] = list(range(4, 14))
+    config[key] = list(range(4, 14))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="<score_1> has id 3"):
+    with pytest.raises(DataError, match=moved):
         load_checkpoint(tmp_path)
 
 

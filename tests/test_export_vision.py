@@ -14,7 +14,8 @@ from tiny_models import make_config
 
 from calm_export.aligner import export_aligner
 from calm_export.graph import graph_sha256, write_graph
-from calm_export.vision import HIDDEN_STATES, export_vision
+from calm_export.vision import export_vision
+from calm_runtime.vision import HIDDEN_STATES, VISION_OUTPUTS
 from calm_train.config import CalmConfig
 from calm_train.model import CalmForConditionalGeneration
 
@@ -38,7 +39,7 @@ def both_sides(
     with torch.inference_mode():
         hidden = model.vision_encoder(pixels)
         aligned = model.aligner(hidden)
-        expected = dict(zip(HIDDEN_STATES, hidden, strict=True))
+        expected = dict(zip(VISION_OUTPUTS, hidden, strict=True))
         expected |= {"image_embeds": aligned.image_embeds, "attribute_logits": model.attribute_logits(aligned)}
     if not vision.exists():
         twin = copy.deepcopy(model)

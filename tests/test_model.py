@@ -26,7 +26,14 @@ PAIRS = [
 
 def tiny(vision: PretrainedConfig, text: PretrainedConfig, **kwargs) -> CalmForConditionalGeneration:
     torch.manual_seed(0)
-    config = CalmConfig(vision, text, taps=(1, 2, 4), score_token_ids=tuple(range(3, 13)), **kwargs)
+    config = CalmConfig(
+        vision,
+        text,
+        taps=(1, 2, 4),
+        score_token_ids=tuple(range(3, 13)),
+        technical_token_ids=tuple(range(13, 23)),
+        **kwargs,
+    )
     return CalmForConditionalGeneration(config).eval()
 
 

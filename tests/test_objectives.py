@@ -94,11 +94,12 @@ def test_the_dense_objectives_can_be_learnt_from_what_they_ask_for():
     hidden[::2, :, 5] += 2.0  # the trace an edit leaves in the encoder
     quantities = torch.zeros(8, len(QUANTITIES))
     quantities[::2, 1] = 1.5
+    states = HiddenStates(hidden, hidden, hidden, hidden, photo_embeds=hidden[:, 0])
     queries = dict.fromkeys(SCALES, hidden[:, : config.queries])
     pixels = torch.randn(8, 3, config.vision_config.image_size, config.vision_config.image_size)
     for objective, arguments in (
-        (EditObjective(config), (HiddenStates(hidden, hidden, hidden, hidden), queries, severities)),
-        (QuantityObjective(config), (HiddenStates(hidden, hidden, hidden, hidden), queries, quantities)),
+        (EditObjective(config), (states, queries, severities)),
+        (QuantityObjective(config), (states, queries, quantities)),
         (PatchObjective(config), (hidden[:1].expand(8, -1, -1), pixels[:1].expand(8, -1, -1, -1))),
     ):
         optimizer = torch.optim.Adam(objective.parameters(), 3e-2)

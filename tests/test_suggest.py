@@ -157,7 +157,7 @@ def test_nothing_is_suggested_when_nothing_gains(photos: list[Image.Image], foun
 def test_a_model_that_loves_light_cannot_make_a_bright_photo_brighter(photos: list[Image.Image]) -> None:
     for original in photos:
         bright = Image.fromarray((255 * (np.asarray(original) / 255) ** 0.35).astype(np.uint8))
-        score = Score(5.0, 1.0, (0.1,) * 10, (1, 10), {}, "lover of light", "none", {})
+        score = Score(5.0, 5.0, 50.0, 1.0, (0.1,) * 10, (1, 10), {}, "lover of light", "none")
         lover = Wishful(score, 1.0)
         score = lover.score_pixels(to_pixel_values(bright, PhotoSpec())[None], [{}])[0]
         result = find_suggestions(lover, PhotoSpec(), "photo", bright, "", score)

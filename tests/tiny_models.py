@@ -14,12 +14,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig, Qwen2C
 
 from calm_runtime.bundle import ModelInfo
 from calm_runtime.photo import PhotoSpec
-from calm_runtime.score import SCORE_TOKENS
+from calm_runtime.score import SCORE_TOKENS, TECHNICAL_TOKENS
 from calm_train.checkpoint import CheckpointInfo, save_checkpoint
 from calm_train.config import CalmConfig
 from calm_train.model import CalmForConditionalGeneration
 
-SPECIALS = ["<pad>", "<s>", "</s>", *SCORE_TOKENS]
+SPECIALS = ["<pad>", "<s>", "</s>", *SCORE_TOKENS, *TECHNICAL_TOKENS]
 SENTENCES = [
     "Can you give me the aesthetic score?", "Answer:", "Comment on this photo.", "How can this photo be improved?",
     "The colours are warm and the light is soft.", "The horizon is tilted to the left; straighten it by two degrees.",
@@ -77,6 +77,7 @@ def make_config(vision: str = "clip", llm: str = "llama", size: str = "tiny") ->
         thematic_tap=-2,
         cue_width=128 if nano else 16,
         score_token_ids=tuple(range(3, 13)),
+        technical_token_ids=tuple(range(13, 23)),
     )
 
 
@@ -91,9 +92,11 @@ def make_checkpoint(folder: Path, vision: str = "clip", llm: str = "llama", size
         for scale in model.aligner.projections.values():
             scale.weight.mul_(20.0)
         model.aligner.thematic.fc2.weight.mul_(20.0)
-        model.get_input_embeddings().weight[list(config.score_token_ids)] *= 5.0
+        model.get_input_embeddings().weight[[*config.score_token_ids, *config.technical_token_ids]] *= 5.0
     info = CheckpointInfo(
-        model=ModelInfo(f"calm-{size}-random", "0", "Apache-2.0", "random weights, no data", "none: random weights"),
+        model=ModelInfo(
+            f"calm-{size}-random", "0", "Apache-2.0", "random weights, no data", "none: random weights", "tests"
+        ),
         photo=PhotoSpec(size=config.vision_config.image_size),
     )
     save_checkpoint(folder, model, make_tokenizer(config.text_config.vocab_size), info)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from calm_export.attention import attention, spell_out_attention
 from calm_export.graph import to_onnx
 from calm_export.precision import in_half
-from calm_export.vision import HIDDEN_STATES
 from calm_runtime.attributes import ATTRIBUTES
+from calm_runtime.vision import HIDDEN_STATES
 from calm_train.aligner import MFAM
 from calm_train.model import CalmForConditionalGeneration
 from calm_train.vision import HiddenStates
@@ -36,7 +36,9 @@ class AlignerGraph(nn.Module):
 
     def forward(self, low: Tensor, middle: Tensor, high: Tensor, thematic: Tensor) -> tuple[Tensor, Tensor]:
         """Four hidden states [B, N, C] f32 -> image_embeds [B, T, D] f32, attribute_logits [B, A, L] f32."""
-        hidden = HiddenStates(*(state.to(self.dtype) for state in (low, middle, high, thematic)))
+        states = [state.to(self.dtype) for state in (low, middle, high, thematic)]
+        states.append(states[0][:, 0])  # in the place of photo_embeds, which MFAM does not read
+        hidden = HiddenStates(*states)
         aligned = self.mfam(hidden)
         photo = self.mfam.cues.photo_embeds(aligned.query_states)  # scale -> [B, P]
         rows = torch.stack([photo[attribute.scale] for attribute in ATTRIBUTES], dim=1)  # [B, A, P]
@@ -58,7 +60,7 @@ def export_aligner(
     vision = model.config.vision_config
     with torch.no_grad():
         sample = model.vision_encoder.float()(torch.rand(2, 3, vision.image_size, vision.image_size))
-    hidden = [torch.rand_like(state) for state in sample]  # [B, N, C]
+    hidden = [torch.rand_like(state) for state in sample[: len(HIDDEN_STATES)]]  # [B, N, C]
     graph = AlignerGraph(model.aligner, dtype)
     with attention(graph, fused=fused):
         return to_onnx(graph, hidden, HIDDEN_STATES, (IMAGE_EMBEDS, ATTRIBUTE_LOGITS))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from calm_export import parity
 from calm_export.decoders import export_cuda_decoder, export_decoders
@@ -38,12 +39,15 @@ from calm_runtime.bundle import (
 )
 from calm_runtime.photo import load_photo
 from calm_runtime.pipeline import Calm
+from calm_runtime.reference import Reference, reference_of
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
 from calm_runtime.text import TextTokenizer
 from calm_train.checkpoint import CONFIG, INFO, TOKENIZER, load_checkpoint
 
 _TOOLS = ("calm-edge", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-genai",
           "tokenizers", "safetensors", "numpy", "pillow")  # fmt: skip
+
+GATE_REFERENCE = "photos of the export's parity gate"
 
 logger = logging.getLogger(__name__)
 
@@ -83,15 +87,19 @@ def export_bundle(
         if engine_targets(options):
             export_engines(work, pixels, reference, progress)
         progress("scoring the examples with the finished bundle")
-        manifest = _finish(work, checkpoint_sha256(checkpoint))
+        gate_scores = reference_of(GATE_REFERENCE, reference.ratings.scores)
+        manifest = _finish(work, checkpoint_sha256(checkpoint), gate_scores)
         for kind, place in packs.items():
             progress(f"writing the {kind} pack")
             write_pack(open_bundle(folder), kind, place)
     return manifest
 
 
-def _finish(work: Work, source_sha256: str) -> Manifest:
-    """Write the manifest, score the examples through the runtime as a user would, and write it again with them."""
+def _finish(work: Work, source_sha256: str, gate_scores: Reference) -> Manifest:
+    """Write the manifest, score the examples through the runtime as a user would, and write it again with them.
+
+    gate_scores: the reference of a checkpoint that has none.
+    """
     config = work.model.config
     names = sorted(p.relative_to(work.folder).as_posix() for p in work.folder.rglob("*") if p.is_file())
     tools = {"python": platform.python_version()} | {name: tool_version(name) for name in _TOOLS}
@@ -104,6 +112,8 @@ def _finish(work: Work, source_sha256: str) -> Manifest:
             config.queries, config.queries, config.queries, config.thematic_tokens, config.text_config.hidden_size
         ),
         score=ScoreSpec(SCORE_LOW, SCORE_HIGH, tuple(config.score_token_ids)),
+        technical=ScoreSpec(SCORE_LOW, SCORE_HIGH, tuple(config.technical_token_ids)),
+        reference=work.info.reference or gate_scores,
         llm=llm_spec(config.text_config),
         prompts=work.info.prompts,
         attributes=ATTRIBUTES,
@@ -136,11 +146,12 @@ def _golden(work: Work) -> tuple[Golden, ...]:
     precision = parity.coarser(decoder, work.options.encoder_precision)
     with Calm.load(work.folder, engine="cpu") as calm:
         scores = [calm.score(path) for path in examples]
+    found = parity.Ratings(*(np.array([getattr(s, name) for s in scores]) for name in ("mean", "technical")))
     pixels = parity.pixel_batch((load_photo(path, spec) for path in examples), spec)
     reference = parity.torch_side(work.model, pixels, work.info.prompts["score"], work.text)
-    work.gate([parity.golden_row(reference, [score.mean for score in scores], precision)], "the finished bundle")
+    work.gate(parity.golden_rows(reference, found, precision), "the finished bundle")
     return tuple(
-        Golden(path.name, file_sha256(path), round(score.mean, 6), round(score.std, 6))
+        Golden(path.name, file_sha256(path), *(round(number, 6) for number in (score.mean, score.std, score.technical)))
         for path, score in zip(examples, scores, strict=True)
     )
 

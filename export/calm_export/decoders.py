@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from calm_export import parity
@@ -48,8 +46,8 @@ def export_decoders(
     def judge(precision: LlmPrecision) -> list[ParityRow]:
         dtype = torch.float32 if precision == "fp32" else torch.float16
         export_embed_tokens(work.model, work.folder / EMBED_TOKENS_FILE, dtype)
-        scores = _scores(work, _open(work, LLM), image_embeds)
-        return parity.score_rows(reference, scores, parity.coarser(precision, options.encoder_precision))
+        ratings = _ratings(work, _open(work, LLM), image_embeds)
+        return parity.rating_rows(reference, ratings, parity.coarser(precision, options.encoder_precision))
 
     candidates = [(precision, block) for precision in choices for block in _blocks(work, precision)]
     first = _build(work, source, ("llm", LLM), candidates, judge, progress)
@@ -65,17 +63,17 @@ def _export_writing(
     precisions: tuple[LlmPrecision, LlmPrecision],
     progress: Callable[[str], None],
 ) -> None:
-    """A second graph for single tokens. Its gate: scores whose question it has read token by token."""
+    """A second graph for single tokens. Its gate: ratings whose question it has read token by token."""
     first, second = precisions
     if first == second:  # what "auto" came to
         raise ExportError(f"the LLM is {second} already; leave out --llm-decode-precision, one graph does both")
     coarsest = parity.coarser(parity.coarser(first, second), work.options.encoder_precision)
 
     def judge(_: LlmPrecision) -> list[ParityRow]:
-        scores = _scores(work, _open(work, LLM, LLM_DECODE), image_embeds, token_by_token=True)
+        ratings = _ratings(work, _open(work, LLM, LLM_DECODE), image_embeds, token_by_token=True)
         return [
             msgspec.structs.replace(row, stage="llm_decode", metric=f"{row.metric}, question token by token")
-            for row in parity.score_rows(reference, scores, coarsest)
+            for row in parity.rating_rows(reference, ratings, coarsest)
         ]
 
     _build(
@@ -87,9 +85,8 @@ def export_cuda_decoder(work: Work, source: Path, reference: parity.Seen, progre
     """A float16 LLM for ONNX Runtime's CUDA kernels. Its gate is its own: it reads what PyTorch saw."""
     progress("building the LLM as fp16 for CUDA")
     export_llm(source, "fp16", (work.folder / LLM_CUDA).parent, "cuda")
-    rows = parity.score_rows(
-        reference, _scores(work, _open(work, LLM_CUDA), reference.features["image_embeds"]), "fp16"
-    )
+    ratings = _ratings(work, _open(work, LLM_CUDA), reference.features["image_embeds"])
+    rows = parity.rating_rows(reference, ratings, "fp16")
     rows = [msgspec.structs.replace(row, metric=f"fp16 for cuda: {row.metric}") for row in rows]
     work.gate(rows, "the LLM for CUDA")
     work.add_onnx("llm", LLM_CUDA, "fp16", _tool(), "cuda")
@@ -145,11 +142,11 @@ def _open(work: Work, graph: str, decode: str | None = None) -> LanguageModel:
     return open_llm(work.folder / graph, table, spec, work.folder / decode if decode else None)
 
 
-def _scores(
+def _ratings(
     work: Work, llm: LanguageModel, image_embeds: parity.Array, *, token_by_token: bool = False
-) -> npt.NDArray[np.float64]:
-    prompt, token_ids = work.info.prompts["score"], work.model.config.score_token_ids
-    return parity.onnx_scores(llm, image_embeds, prompt, work.text, token_ids, token_by_token=token_by_token)
+) -> parity.Ratings:
+    prompt, ids = work.info.prompts["score"], parity.rating_ids(work.model.config)
+    return parity.onnx_ratings(llm, image_embeds, prompt, work.text, ids, token_by_token=token_by_token)
 
 
 def _tool() -> str:

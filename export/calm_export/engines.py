@@ -13,8 +13,9 @@ from calm_export import parity
 from calm_export.aligner import ATTRIBUTE_LOGITS, IMAGE_EMBEDS, AlignerGraph, export_aligner
 from calm_export.graph import write_graph
 from calm_export.precision import torch_dtype
-from calm_export.vision import HIDDEN_STATES, VisionGraph, export_vision
+from calm_export.vision import VisionGraph, export_vision
 from calm_runtime.bundle import Precision, Stage
+from calm_runtime.vision import HIDDEN_STATES, VISION_OUTPUTS
 from calm_train.model import CalmForConditionalGeneration
 
 Sources = dict[Stage, Path]
@@ -50,9 +51,9 @@ def source_features(
     rows: list[tuple[torch.Tensor, ...]] = []
     with torch.inference_mode():
         for row in pixels:
-            hidden = vision(torch.from_numpy(row[None]))
-            rows.append((*hidden, *aligner(*hidden)))
-    names = (*HIDDEN_STATES, IMAGE_EMBEDS, ATTRIBUTE_LOGITS)
+            seen = vision(torch.from_numpy(row[None]))
+            rows.append((*seen, *aligner(*seen[: len(HIDDEN_STATES)])))
+    names = (*VISION_OUTPUTS, IMAGE_EMBEDS, ATTRIBUTE_LOGITS)
     return {name: np.concatenate([values[i].numpy() for values in rows]) for i, name in enumerate(names)}
 
 

@@ -72,10 +72,10 @@ def _quantise(
     prompt = work.info.prompts["score"]
 
     def judge(features: dict[str, parity.Array]) -> list[ParityRow]:
-        scores = parity.torch_scores(work.model, features["image_embeds"], prompt, work.text)
-        read = parity.score_rows(reference, scores, scheme.rounding)
-        if len(scores) <= ENGINE_PHOTOS:
-            read = read[:1]  # the rank correlation of so few says nothing
+        ratings = parity.torch_ratings(work.model, features["image_embeds"], prompt, work.text)
+        read = parity.rating_rows(reference, ratings, scheme.rounding)
+        if len(ratings.scores) <= ENGINE_PHOTOS:
+            read = [row for row in read if "SRCC" not in row.metric]  # that of so few says nothing
         return [
             *parity.feature_rows(reference, features, scheme.rounding),
             *(msgspec.structs.replace(row, stage="aligner", metric=f"{row.metric}, LLM in float32") for row in read),
@@ -141,7 +141,8 @@ def _checked_sources(
 def _few(pixels: parity.Array, reference: parity.Seen) -> tuple[parity.Array, parity.Seen]:
     """The first ENGINE_PHOTOS of the gate, and what PyTorch sees in them."""
     features = {name: values[:ENGINE_PHOTOS] for name, values in reference.features.items()}
-    return pixels[:ENGINE_PHOTOS], parity.Seen(features, reference.scores[:ENGINE_PHOTOS])
+    ratings = parity.Ratings(*(values[:ENGINE_PHOTOS] for values in reference.ratings))
+    return pixels[:ENGINE_PHOTOS], parity.Seen(features, ratings)
 
 
 def _torch() -> str:

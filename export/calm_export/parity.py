@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,8 @@ from calm_runtime.prompt import Prompt, split_prompt
 from calm_runtime.rank_correlation import srcc
 from calm_runtime.score import histogram_moments, score_histogram
 from calm_runtime.text import TextTokenizer
-from calm_runtime.vision import HIDDEN_STATES, VisionEncoder
+from calm_runtime.vision import VISION_OUTPUTS, VisionEncoder
+from calm_train.config import CalmConfig
 from calm_train.model import CalmForConditionalGeneration
 
 Array = npt.NDArray[np.float32]
@@ -39,17 +41,32 @@ MIN_COSINE = {
 }
 MAX_SCORE_DIFFERENCE = {"fp32": 0.02, "fp16": 0.05, "int8": 0.15, "int8-dynamic": 0.15, "fp8": 0.15, "int4": 0.15}
 MIN_SRCC = 0.99
+RATINGS = ("score", "technical")
 _BATCH = 4
 
 logger = logging.getLogger(__name__)
 
 
+class Ratings(NamedTuple):
+    """Expected ratings of photos, on the rating scale: scores [P] and technical [P] f64."""
+
+    scores: npt.NDArray[np.float64]
+    technical: npt.NDArray[np.float64]
+
+
+class RatingIds(NamedTuple):
+    """Ids of the tokens that ratings are read from, lowest rating first."""
+
+    scores: tuple[int, ...]
+    technical: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Seen:
-    """What one side makes of the gate's photos. features: name -> [P, ...] f32; scores [P] on the rating scale."""
+    """What one side makes of the gate's photos. features: name -> [P, ...] f32; ratings: what the LLM reads in them."""
 
     features: dict[str, Array]
-    scores: npt.NDArray[np.float64]
+    ratings: Ratings
 
 
 def pixel_batch(pictures: Iterable[Image.Image], spec: PhotoSpec) -> Array:
@@ -64,7 +81,7 @@ def torch_side(model: CalmForConditionalGeneration, pixels: Array, prompt: Promp
         for name, value in torch_features(model, pixels[start : start + _BATCH]).items():
             parts.setdefault(name, []).append(value)
     features = {name: np.concatenate(values) for name, values in parts.items()}
-    return Seen(features, torch_scores(model, features["image_embeds"], prompt, text))
+    return Seen(features, torch_ratings(model, features["image_embeds"], prompt, text))
 
 
 def torch_features(model: CalmForConditionalGeneration, pixels: Array) -> dict[str, Array]:
@@ -72,7 +89,7 @@ def torch_features(model: CalmForConditionalGeneration, pixels: Array) -> dict[s
     with torch.inference_mode():
         hidden = model.vision_encoder(torch.from_numpy(pixels))
         aligned = model.aligner(hidden)
-        outputs = dict(zip(HIDDEN_STATES, hidden, strict=True))
+        outputs = dict(zip(VISION_OUTPUTS, hidden, strict=True))
         outputs |= {"image_embeds": aligned.image_embeds, "attribute_logits": model.attribute_logits(aligned)}
         return {name: value.numpy() for name, value in outputs.items()}
 
@@ -93,20 +110,19 @@ def bundle_features(encoder: VisionEncoder, mfam: Aligner, pixels: Array) -> dic
     return {**hidden, **mfam(hidden)._asdict()}
 
 
-def onnx_scores(
+def onnx_ratings(
     llm: LanguageModel,
     image_embeds: Array,
     prompt: Prompt,
     text: TextTokenizer,
-    token_ids: Iterable[int],
+    ids: RatingIds,
     *,
     token_by_token: bool = False,
-) -> npt.NDArray[np.float64]:
-    """Scores of image_embeds [P, T, D] by the exported LLM, one photo at a time as a user would ask."""
+) -> Ratings:
+    """Ratings of image_embeds [P, T, D] by the exported LLM, one photo at a time as a user would ask."""
     before, after = split_prompt(prompt, text)
-    ids = list(token_ids)
     read = decode_logits if token_by_token else prefill_logits
-    return scores_of(np.stack([read(llm, embeds, before, after)[ids] for embeds in image_embeds]))
+    return ratings_of(np.stack([read(llm, embeds, before, after) for embeds in image_embeds]), ids)
 
 
 def prefill_logits(llm: LanguageModel, image_embeds: Array, before: Sequence[int], after: Sequence[int]) -> Array:
@@ -124,10 +140,10 @@ def decode_logits(llm: LanguageModel, image_embeds: Array, before: Sequence[int]
     return row
 
 
-def torch_scores(
+def torch_ratings(
     model: CalmForConditionalGeneration, image_embeds: Array, prompt: Prompt, text: TextTokenizer
-) -> npt.NDArray[np.float64]:
-    """Scores of image_embeds [P, T, D] by the torch LLM: what the graphs before it cost, the LLM's own rounding aside."""
+) -> Ratings:
+    """Ratings of image_embeds [P, T, D] by the torch LLM: what the graphs before it cost, the LLM's own rounding aside."""
     before, after = split_prompt(prompt, text)
     logits: list[Array] = []
     with torch.inference_mode():
@@ -135,8 +151,13 @@ def torch_scores(
             batch = torch.from_numpy(image_embeds[start : start + _BATCH])
             ids = [torch.tensor([side]).expand(len(batch), -1) for side in (before, after)]
             read = model.llm(inputs_embeds=model.prompt_embeds(batch, *ids)).logits[:, -1]
-            logits.append(read[:, model.config.score_token_ids].numpy())
-    return scores_of(np.concatenate(logits))
+            logits.append(read.numpy())
+    return ratings_of(np.concatenate(logits), rating_ids(model.config))
+
+
+def rating_ids(config: CalmConfig) -> RatingIds:
+    """The checkpoint's tokens of both questions."""
+    return RatingIds(tuple(config.score_token_ids), tuple(config.technical_token_ids))
 
 
 def coarser(left: Precision, right: Precision) -> Precision:
@@ -144,8 +165,13 @@ def coarser(left: Precision, right: Precision) -> Precision:
     return max(left, right, key=list(MAX_SCORE_DIFFERENCE).index)  # from fine to coarse
 
 
+def ratings_of(logits: Array, ids: RatingIds) -> Ratings:
+    """What logits [P, V] at the answer position say."""
+    return Ratings(*(scores_of(logits[:, list(tokens)]) for tokens in ids))
+
+
 def scores_of(logits: Array) -> npt.NDArray[np.float64]:
-    """Mean ratings [P] of the score tokens' logits [P, 10]."""
+    """Mean ratings [P] of the logits [P, 10] of one scale's tokens."""
     mean, _ = histogram_moments(score_histogram(logits))
     return mean
 
@@ -154,27 +180,29 @@ def feature_rows(reference: Seen, features: dict[str, Array], precision: str) ->
     """One row per feature: the smallest cosine over the photos."""
     rows = []
     for name, value in features.items():
-        stage = "vision_encoder" if name in HIDDEN_STATES else "aligner"
+        stage = "vision_encoder" if name in VISION_OUTPUTS else "aligner"
         cosine = float(cosine_per_photo(reference.features[name], value).min())
         rows.append(_row(stage, f"{name} cosine min", cosine, MIN_COSINE[precision], True, len(value)))
     return rows
 
 
-def score_rows(reference: Seen, scores: npt.NDArray[np.float64], precision: str) -> list[ParityRow]:
-    """Largest difference, and rank correlation, of the scores."""
-    difference = float(np.abs(reference.scores - scores).max())
-    rank = srcc(reference.scores, scores)
-    return [
-        _row("llm", "score difference max", difference, MAX_SCORE_DIFFERENCE[precision], False, len(scores)),
-        _row("llm", "score SRCC", rank, MIN_SRCC, True, len(scores)),
-    ]
+def rating_rows(reference: Seen, ratings: Ratings, precision: str) -> list[ParityRow]:
+    """Largest difference, and rank correlation, of the scores and of the technical ratings."""
+    rows = []
+    for what, expected, found in zip(RATINGS, reference.ratings, ratings, strict=True):
+        difference, gate = float(np.abs(expected - found).max()), MAX_SCORE_DIFFERENCE[precision]
+        rows.append(_row("llm", f"{what} difference max", difference, gate, False, len(found)))
+        rows.append(_row("llm", f"{what} SRCC", srcc(expected, found), MIN_SRCC, True, len(found)))
+    return rows
 
 
-def golden_row(reference: Seen, scores: Iterable[float], precision: str) -> ParityRow:
-    """How far the finished bundle's scores of the examples are from the torch model's."""
-    difference = float(np.abs(reference.scores - np.asarray(list(scores))).max())
-    gate = MAX_SCORE_DIFFERENCE[precision]
-    return _row("bundle", "golden score difference max", difference, gate, False, len(reference.scores))
+def golden_rows(reference: Seen, ratings: Ratings, precision: str) -> list[ParityRow]:
+    """How far the finished bundle's ratings of the examples are from the torch model's."""
+    rows = []
+    for what, expected, found in zip(RATINGS, reference.ratings, ratings, strict=True):
+        difference, gate = float(np.abs(expected - found).max()), MAX_SCORE_DIFFERENCE[precision]
+        rows.append(_row("bundle", f"golden {what} difference max", difference, gate, False, len(found)))
+    return rows
 
 
 def describe(rows: Iterable[ParityRow]) -> str:

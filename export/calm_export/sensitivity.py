@@ -22,7 +22,7 @@ from calm_runtime.aligner import Aligner
 from calm_runtime.bundle import ParityRow, Stage
 from calm_runtime.errors import ExportError
 from calm_runtime.onnx_session import OnnxSession
-from calm_runtime.vision import VisionEncoder
+from calm_runtime.vision import HIDDEN_STATES, VisionEncoder
 
 QUANTISATION = "quantisation.json"
 PROBE_PHOTOS = 8  # every group costs a quantisation and a run of these
@@ -138,8 +138,9 @@ def calibrate_stages(
         scheme,
     )
     encoder = VisionEncoder(OnnxSession(vision.graph))
-    hidden = [encoder(row[None]) for row in pixels]
+    seen = [encoder(row[None]) for row in pixels]
     encoder.close()
+    hidden = [{name: states[name] for name in HIDDEN_STATES} for states in seen]
     aligner = calibrate(protos["aligner"], hidden, scratch / "float-aligner.onnx", scheme)
     return {"vision_encoder": vision, "aligner": aligner}
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from calm_export import parity
 from calm_export.llm import BLOCK_SIZE, export_llm, llm_spec, open_llm, write_llm_source
 from calm_export.parity import MAX_SCORE_DIFFERENCE, MIN_COSINE, MIN_SRCC, Array
 from calm_export.stages import Distance, StageRow, most, number
-from calm_runtime.bundle import Bundle, Graph, Manifest, Stage
+from calm_runtime.bundle import Bundle, Graph, Manifest, Precision, Stage
 from calm_runtime.errors import BundleCorrupt, DataError, UsageError
 from calm_runtime.llm import LanguageModel, read_embed_tokens
 from calm_runtime.prompt import split_prompt
@@ -21,7 +22,7 @@ from calm_runtime.text import TextTokenizer
 from calm_train.checkpoint import TOKENIZER, load_checkpoint
 
 FLOAT32 = "float32"
-LOGITS, DECODED, SCORE, TEXT = "prefill logits", "decode logits", "score", "greedy text"
+LOGITS, DECODED, TEXT = "prefill logits", "decode logits", "greedy text"
 ROUNDED = ("int8", "int8-dynamic", "int4")
 MIN_SAME_WEIGHTS_COSINE = 0.9999  # rounding to few bits hides small changes of the weights from a float32 reference
 MIN_AGREEMENT = {"fp32": 0.99, "fp16": 0.98, "int8": 0.9, "int8-dynamic": 0.9, "int4": 0.8}
@@ -70,7 +71,7 @@ class Decoder:
         self.twin: LanguageModel | None = None  # graphs of the same precision, made from the checkpoint
         self.logits, self.same_weights = Distance(), Distance()
         self.decoded, self.same_decoded = Distance(), Distance()
-        self.scores: list[float] = []
+        self.ratings: list[parity.Ratings] = []  # of one photo each
         self.agreed: list[int] = []
         self.written: list[int] = []
 
@@ -88,7 +89,8 @@ class Decoder:
             self.decoded.add(expected, decoded)
             if self.twin:
                 self.same_decoded.add(parity.decode_logits(self.twin, same[0], *its_prompt), decoded)
-        self.scores.append(float(parity.scores_of(logits[list(self.manifest.score.token_ids)])))
+        ids = parity.RatingIds(self.manifest.score.token_ids, self.manifest.technical.token_ids)
+        self.ratings.append(parity.ratings_of(logits[None], ids))
         tokens = self._write(image_embeds)
         closed = [self.manifest.llm.eos_token_id] if len(tokens) < TEXT_TOKENS else []
         wanted = source.logits(reference_embeds, TEXT_TASK, tokens)[: len(tokens) + len(closed)]
@@ -97,8 +99,8 @@ class Decoder:
         self.written.append(len(wanted))
         return self.text.decode(tokens)
 
-    def rows(self, torch_scores: Sequence[float]) -> Iterator[StageRow]:
-        """The decoder's stages in order."""
+    def rows(self, torch_ratings: Sequence[parity.Ratings]) -> Iterator[StageRow]:
+        """The decoder's stages in order. torch_ratings: of one photo each, as `self.ratings`."""
         precision = self.graph.precision
         gate = parity.coarser(precision, self.eyes)
         yield self.logits.row(LOGITS, self.engine, precision, FLOAT32, min_cosine=MIN_COSINE[gate])
@@ -112,20 +114,11 @@ class Decoder:
             if self.twin:
                 rounded = f"checkpoint rounded to {writing}"
                 yield self.same_decoded.row(DECODED, self.engine, writing, rounded, min_cosine=MIN_SAME_WEIGHTS_COSINE)
-        difference = most(np.abs(np.subtract(torch_scores, self.scores)))
-        rank = srcc(np.asarray(torch_scores), np.asarray(self.scores))
-        limit = MAX_SCORE_DIFFERENCE[gate]
-        yield StageRow(
-            stage=SCORE,
-            engine=self.engine,
-            precision=precision,
-            reference=FLOAT32,
-            photos=len(self.scores),
-            max_difference=number(difference),
-            srcc=number(rank),
-            gate=f"difference <= {limit:g}, SRCC >= {MIN_SRCC:g}",
-            passed=difference <= limit and rank >= MIN_SRCC,
+        expected, found = (
+            [np.concatenate(parts) for parts in zip(*rows, strict=True)] for rows in (torch_ratings, self.ratings)
         )
+        for stage, theirs, ours in zip(parity.RATINGS, expected, found, strict=True):
+            yield self._rating_row(stage, theirs, ours, gate)
         share, enough = sum(self.agreed) / sum(self.written), MIN_AGREEMENT[written]
         same = sum(agreed == written for agreed, written in zip(self.agreed, self.written, strict=True))
         yield StageRow(
@@ -138,6 +131,22 @@ class Decoder:
             gate=f"agreement >= {enough:g}",
             passed=share >= enough,
             note=f"{same} of {len(self.written)} texts the same to the last token",
+        )
+
+    def _rating_row(
+        self, stage: str, theirs: npt.NDArray[np.float64], ours: npt.NDArray[np.float64], gate: Precision
+    ) -> StageRow:
+        difference, rank, limit = most(np.abs(theirs - ours)), srcc(theirs, ours), MAX_SCORE_DIFFERENCE[gate]
+        return StageRow(
+            stage=stage,
+            engine=self.engine,
+            precision=self.graph.precision,
+            reference=FLOAT32,
+            photos=len(ours),
+            max_difference=number(difference),
+            srcc=number(rank),
+            gate=f"difference <= {limit:g}, SRCC >= {MIN_SRCC:g}",
+            passed=difference <= limit and rank >= MIN_SRCC,
         )
 
     def _write(self, image_embeds: Array) -> list[int]:
@@ -185,4 +194,4 @@ def cpu_graph(bundle: Bundle, stage: Stage) -> Graph:
 def _barred(manifest: Manifest) -> set[int]:
     """Tokens that never appear in a text, as in `calm_runtime.pipeline`."""
     llm = manifest.llm
-    return {*manifest.score.token_ids, llm.bos_token_id, llm.pad_token_id} - {llm.eos_token_id}
+    return {*manifest.rating_tokens, llm.bos_token_id, llm.pad_token_id} - {llm.eos_token_id}

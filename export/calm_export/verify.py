@@ -25,7 +25,7 @@ from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.photo import PhotoSpec, to_pixel_values
 from calm_runtime.prompt import split_prompt
 from calm_runtime.text import TextTokenizer
-from calm_runtime.vision import HIDDEN_STATES, VisionEncoder
+from calm_runtime.vision import VISION_OUTPUTS, VisionEncoder
 
 PIXELS, PROMPTS = "pixels", "prompt tokens"
 MAX_PIXEL_DIFFERENCE = 1e-6
@@ -79,12 +79,13 @@ def _compare(
     vision_graph, aligner_graph = cpu_graph(bundle, "vision_encoder"), cpu_graph(bundle, "aligner")
     encoder = VisionEncoder(OnnxSession(bundle.file(vision_graph.path)))
     aligner = Aligner(OnnxSession(bundle.file(aligner_graph.path)))
-    token_ids = list(source.model.config.score_token_ids)
+    ids = parity.rating_ids(source.model.config)
     cuda = _cuda_eyes(bundle)
     distances: dict[str, Distance] = {}
     on_cuda: dict[str, Distance] = {}
     rows: list[PhotoRow] = []
     thumbnails: list[bytes] = []
+    torch_ratings: list[parity.Ratings] = []
     for count, (name, picture) in enumerate(photos, start=1):
         progress(f"photo {count}: {name}")
         own, pixels = (to_pixel_values(picture, spec)[None] for spec in (source.info.photo, manifest.photo))
@@ -98,13 +99,15 @@ def _compare(
         embeds = reference["image_embeds"], found["image_embeds"]
         expected = source.logits(embeds[0], "score")[0]
         texts = [decoder.read(source, expected, *embeds) for decoder in decoders]
-        score = float(parity.scores_of(expected[token_ids]))
+        ratings = parity.ratings_of(expected[None], ids)
+        torch_ratings.append(ratings)
         first = decoders[0]
-        rows.append(PhotoRow(name, score, first.scores[-1], texts[0], first.agreed[-1] / first.written[-1]))
+        both = float(ratings.scores[0]), float(first.ratings[-1].scores[0])
+        rows.append(PhotoRow(name, *both, texts[0], first.agreed[-1] / first.written[-1]))
         thumbnails.append(_thumbnail(picture))
     stages = []
     for stage, distance in distances.items():
-        precision = (vision_graph if stage in HIDDEN_STATES else aligner_graph).precision
+        precision = (vision_graph if stage in VISION_OUTPUTS else aligner_graph).precision
         gate = {"max_difference": MAX_PIXEL_DIFFERENCE} if stage == PIXELS else {"min_cosine": MIN_COSINE[precision]}
         engine = "calm_runtime.photo" if stage == PIXELS else "onnxruntime"
         stages.append(distance.row(stage, engine, "fp32" if stage == PIXELS else precision, FLOAT32, **gate))
@@ -113,7 +116,7 @@ def _compare(
         stages.append(distance.row(stage, engine, "fp16", FLOAT32, min_cosine=MIN_COSINE["fp16"]))
     stages.append(_prompt_row(bundle, source))
     for decoder in decoders:
-        stages += decoder.rows([row.torch_score for row in rows])
+        stages += decoder.rows(torch_ratings)
     failing = next((row.stage for row in stages if row.passed is False), None)
     report = VerifyReport(
         bundle=manifest.digest,
@@ -184,6 +187,7 @@ def _check_same_shape(bundle: Bundle, source: Source) -> None:
         "visual tokens": (manifest.visual_tokens, tokens),
         "LLM": (manifest.llm, source.spec),
         "score tokens": (manifest.score.token_ids, tuple(config.score_token_ids)),
+        "technical tokens": (manifest.technical.token_ids, tuple(config.technical_token_ids)),
     }
     for what, (ours, theirs) in pairs.items():
         if ours != theirs:

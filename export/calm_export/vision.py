@@ -1,4 +1,4 @@
-"""vision_encoder.onnx: pixel_values -> the four hidden states the alignment module reads."""
+"""vision_encoder.onnx: pixel_values -> the four hidden states the alignment module reads, and the photo as one vector."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from calm_export.attention import attention, spell_out_attention
 from calm_export.graph import OPSET, to_onnx
 from calm_export.precision import in_half
+from calm_runtime.vision import VISION_OUTPUTS
 from calm_train.model import CalmForConditionalGeneration
 from calm_train.vision import VisionEncoder
 
 PIXEL_VALUES = "pixel_values"
 TANH_GELU = "gelu_pytorch_tanh"
 GELU_OPSET = 20  # the first with the operator: spelt out, ONNX Runtime runs eight of them and takes three times as long
-HIDDEN_STATES = ("hidden_low", "hidden_middle", "hidden_high", "hidden_thematic")
 
 
 class VisionGraph(nn.Module):
@@ -28,7 +28,7 @@ class VisionGraph(nn.Module):
         self.dtype = dtype
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """pixel_values [B, 3, S, S] f32 -> four hidden states [B, N, C] f32, in the order of HIDDEN_STATES."""
+        """pixel_values [B, 3, S, S] f32 -> four hidden states [B, N, C], photo_embeds [B, E], f32: VISION_OUTPUTS."""
         states = self.vision_encoder(pixel_values.to(self.dtype))
         # Equal taps give one tensor several names; ONNX wants one value per output
         return tuple(state.float().clone() for state in states)
@@ -46,4 +46,4 @@ def export_vision(
     graph = VisionGraph(model.vision_encoder, dtype)
     opset = GELU_OPSET if getattr(model.config.vision_config, "hidden_act", None) == TANH_GELU else OPSET
     with attention(graph, fused=fused):
-        return to_onnx(graph, [torch.rand(2, 3, size, size)], [PIXEL_VALUES], HIDDEN_STATES, opset)
+        return to_onnx(graph, [torch.rand(2, 3, size, size)], [PIXEL_VALUES], VISION_OUTPUTS, opset)

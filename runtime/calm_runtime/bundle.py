@@ -19,8 +19,9 @@ from calm_runtime.attributes import Attribute
 from calm_runtime.errors import BundleCorrupt, BundleNotFound
 from calm_runtime.photo import PhotoSpec
 from calm_runtime.prompt import Prompt
+from calm_runtime.reference import Reference
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DEFAULT_BUNDLE = Path(__file__).parent / "models" / "calm-nano"
 
@@ -34,14 +35,22 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
+class _Format(msgspec.Struct, frozen=True):
+    format_version: int
+
+
 class ModelInfo(_Struct, frozen=True):
-    """Which model this is and what may be done with it."""
+    """Which model this is and what may be done with it.
+
+    use: what the weights may be used for, given the photographs that trained them.
+    """
 
     name: str
     version: str
     licence: str
     data_note: str
     score_meaning: str
+    use: str
 
 
 class VisualTokens(_Struct, frozen=True):
@@ -59,7 +68,7 @@ class VisualTokens(_Struct, frozen=True):
 
 
 class ScoreSpec(_Struct, frozen=True):
-    """Rating scale and the ids of the score tokens, lowest rating first."""
+    """Rating scale and the ids of its tokens, lowest rating first."""
 
     low: int
     high: int
@@ -112,6 +121,7 @@ class Golden(_Struct, frozen=True):
     sha256: str
     score: float
     std: float
+    technical: float
 
 
 class ParityRow(_Struct, frozen=True):
@@ -151,6 +161,8 @@ class Provenance(_Struct, frozen=True):
 class Manifest(_Struct, frozen=True):
     """manifest.json. Unknown keys are refused, so that a reader never half-understands a bundle.
 
+    score, technical: read from the logits at one position, each a softmax over its own tokens. reference: what the
+    percentile of a score compares with.
     drift_allowed: a parity gate was missed and the bundle was written all the same (`calm export --allow-drift`).
     """
 
@@ -159,6 +171,8 @@ class Manifest(_Struct, frozen=True):
     photo: PhotoSpec
     visual_tokens: VisualTokens
     score: ScoreSpec
+    technical: ScoreSpec
+    reference: Reference
     llm: LlmSpec
     prompts: dict[str, Prompt]
     attributes: tuple[Attribute, ...]
@@ -170,6 +184,11 @@ class Manifest(_Struct, frozen=True):
     drift_allowed: bool = False
     digest: str = ""
     engines: tuple[EngineEvidence, ...] = ()
+
+    @property
+    def rating_tokens(self) -> tuple[int, ...]:
+        """Ids of the tokens that ratings are read from; a text never holds one."""
+        return (*self.score.token_ids, *self.technical.token_ids)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -248,6 +267,7 @@ def open_bundle(path: str | Path = DEFAULT_BUNDLE, *, verify: bool = True) -> Bu
         raise BundleNotFound(f"{root}: no {MANIFEST} there; give the folder of a bundle made by `calm export`")
     raw = manifest_path.read_bytes()
     try:
+        _check_format(msgspec.json.decode(raw, type=_Format).format_version, root)
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleCorrupt(f"{manifest_path}: {MANIFEST} does not follow the contract: {error}") from error
@@ -260,17 +280,30 @@ def open_bundle(path: str | Path = DEFAULT_BUNDLE, *, verify: bool = True) -> Bu
     return bundle
 
 
+def _check_format(version: int, root: Path) -> None:
+    older = f"make the bundle again: calm export CHECKPOINT -o {root} --overwrite"
+    remedy = older if version < FORMAT_VERSION else "install a newer calm-edge"
+    if version != FORMAT_VERSION:
+        raise BundleCorrupt(
+            f"{root / MANIFEST}: format version {version}, this runtime reads {FORMAT_VERSION}; {remedy}"
+        )
+
+
 def _check(manifest: Manifest, path: Path) -> None:
     def refuse(reason: str) -> None:
         raise BundleCorrupt(f"{path}: {reason}")
 
-    if manifest.format_version != FORMAT_VERSION:
-        refuse(f"format version {manifest.format_version}, this runtime reads {FORMAT_VERSION}")
-    if len(manifest.score.token_ids) != manifest.score.high - manifest.score.low + 1:
-        refuse("score token ids do not cover the scale")
+    score, technical = manifest.score, manifest.technical
+    if (score.low, score.high) != (technical.low, technical.high):
+        refuse("score and technical have different scales")
+    if any(len(spec.token_ids) != spec.high - spec.low + 1 for spec in (score, technical)):
+        refuse("token ids do not cover the scale")
+    ids = manifest.rating_tokens
+    if len(set(ids)) != len(ids) or not all(0 <= token < manifest.llm.vocab_size for token in ids):
+        refuse("token ids of score and technical are not distinct tokens of the vocabulary")
     for name in (*manifest.files, *(g.path for g in manifest.graphs)):
         parts = Path(name).parts
         if Path(name).is_absolute() or ".." in parts:
             refuse(f"{name!r} leads outside the bundle")
-    if any(not math.isfinite(g.score) for g in manifest.golden):
+    if not all(math.isfinite(number) for g in manifest.golden for number in (g.score, g.std, g.technical)):
         refuse("a golden score is not finite")

@@ -57,8 +57,9 @@ _heif_lock = threading.Lock()
 class PhotoSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a picture becomes pixel_values.
 
-    The picture is scaled so that its longer side is `size` (never below one pixel), centred on a `size` x `size`
-    canvas of `pad_color`, divided by 255, and normalised with `mean` and `std` per RGB channel.
+    fit "pad": the picture is scaled so that its longer side is `size` (never below one pixel) and centred on a `size` x
+    `size` canvas of `pad_color`; "stretch": both its sides become `size`. Then it is divided by 255, and normalised with
+    `mean` and `std` per RGB channel. leave_out_frames: a plain border around the photograph is cut off first.
     """
 
     size: int = 224
@@ -66,6 +67,8 @@ class PhotoSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pad_color: tuple[int, int, int] = (122, 116, 104)
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    fit: Literal["pad", "stretch"] = "pad"
+    leave_out_frames: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,20 @@ def photo_name(source: str | Path | bytes) -> str:
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 
 
-def to_pixel_values(picture: Image.Image, spec: PhotoSpec) -> npt.NDArray[np.float32]:
-    """RGB picture -> pixel_values [3, size, size] float32."""
+def to_model_size(picture: Image.Image, spec: PhotoSpec) -> Image.Image:
+    """The picture at the size the model reads it in, without padding; scaling the result again changes nothing."""
+    if spec.fit == "stretch":
+        return picture.resize((spec.size, spec.size), Image.Resampling.BICUBIC)
     scale = spec.size / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def to_pixel_values(picture: Image.Image, spec: PhotoSpec) -> npt.NDArray[np.float32]:
+    """RGB picture -> pixel_values [3, size, size] float32."""
+    resized = to_model_size(picture, spec)
     canvas = Image.new("RGB", (spec.size, spec.size), spec.pad_color)
-    canvas.paste(resized, ((spec.size - width) // 2, (spec.size - height) // 2))
+    canvas.paste(resized, ((spec.size - resized.width) // 2, (spec.size - resized.height) // 2))
     pixels = np.asarray(canvas, dtype=np.float32) / np.float32(255.0)  # [H, W, 3]
     normalised = (pixels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))  # [3, H, W]

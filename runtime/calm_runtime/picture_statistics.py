@@ -33,7 +33,10 @@ STATISTICS: dict[str, tuple[float, float]] = {
 
 
 def picture_statistics(pixel_values: Array, spec: PhotoSpec) -> npt.NDArray[np.float64]:
-    """pixel_values [B, 3, S, S] of `photo.to_pixel_values` -> standardised statistics [B, len(STATISTICS)]."""
+    """pixel_values [B, 3, S, S] of `photo.to_pixel_values` -> standardised statistics [B, len(STATISTICS)].
+
+    Of a stretched picture "shape" says nothing: it is always that of a square.
+    """
     mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
     rows = [_statistics(_unpad(pixels * std + mean, spec)) for pixels in pixel_values]
     middle, spread = np.array(list(STATISTICS.values())).T
@@ -43,6 +46,8 @@ def picture_statistics(pixel_values: Array, spec: PhotoSpec) -> npt.NDArray[np.f
 
 def _unpad(rgb: Array, spec: PhotoSpec) -> Array:
     """[3, S, S] in 0..1 -> the photo without the border that made it square."""
+    if spec.fit == "stretch":
+        return rgb
     pad = np.asarray(spec.pad_color, np.float32)[:, None, None] / 255
     inside = np.abs(rgb - pad).max(axis=0) > 1 / 255  # [S, S]
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))

@@ -252,7 +252,7 @@ class Look:
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """The model's words on a task, piece by piece; score tokens never appear in them.
+        """The model's words on a task, piece by piece; rating tokens never appear in them.
 
         temperature 0 always gives the same words; else the same seed does. top_p keeps the likeliest tokens. stop: texts
         that end the answer and are left out. Closing the iterator ends the generation. Raises UsageError at once for an unknown task, a missing question or one that does not fit.
@@ -269,8 +269,7 @@ class Look:
             after,
             max_new_tokens,
             stop={spec.eos_token_id},
-            forbidden={*calm.bundle.manifest.score.token_ids, spec.bos_token_id, spec.pad_token_id}
-            - {spec.eos_token_id},
+            forbidden={*calm.bundle.manifest.rating_tokens, spec.bos_token_id, spec.pad_token_id} - {spec.eos_token_id},
             sampling=sampling,
         )
         return until(_without_leading_space(calm._text.stream(tokens)), stop)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from calm_runtime.attributes import Attribute
 from calm_runtime.bundle import Manifest
 from calm_runtime.errors import ScoreError
-from calm_runtime.score import AttributeReading, Score, histogram_moments, score_histogram
+from calm_runtime.score import AttributeReading, Frame, Score, histogram_moments, score_histogram
 
 
 def read_scores(
@@ -18,24 +18,30 @@ def read_scores(
     attribute_logits: npt.NDArray[np.float32],
     manifest: Manifest,
     timings: Sequence[dict[str, float]],
+    frames: Sequence[Frame | None] | None = None,
 ) -> list[Score]:
     """One Score per row.
 
     logits: [B, V] at the answer position. attribute_logits: [B, A, 3]. timings: milliseconds per stage, per row.
+    frames: what was left out of each photo; None for nothing of any.
     Raises ScoreError when a number of any row is not finite.
     """
     histograms = score_histogram(logits[:, list(manifest.score.token_ids)])  # [B, 10]
     means, stds = (moment.tolist() for moment in histogram_moments(histograms))
+    technical, _ = histogram_moments(score_histogram(logits[:, list(manifest.technical.token_ids)]))
     attributes = read_attributes(attribute_logits, manifest.attributes)
     return [
         Score(
             mean=means[row],
+            technical=float(technical[row]),
+            percentile=manifest.reference.percentile(means[row]),
             std=stds[row],
             histogram=tuple(histograms[row].tolist()),
             scale=(manifest.score.low, manifest.score.high),
             attributes=attributes[row],
             model=f"{manifest.model.name} {manifest.model.version}",
             bundle=manifest.digest,
+            frame=frames[row] if frames else None,
             timings=timings[row],
         )
         for row in range(len(logits))

@@ -22,7 +22,7 @@ from calm_runtime.triton_wire import BATCH, INTERACTIVE, SCORE_MODEL, TEXT_MODEL
 
 Photo = str | Path | bytes
 SCHEME = "grpc://"
-_OUTPUTS = ("score", "std", "histogram", "attributes", "model", "bundle")
+_OUTPUTS = ("score", "technical", "percentile", "std", "histogram", "frame", "attributes", "model", "bundle")
 
 
 @dataclass(frozen=True)
@@ -258,12 +258,15 @@ def _to_score(values: dict[str, Any], labels: _Labels, milliseconds: float) -> S
         )
     return Score(
         mean=float(values["score"][0, 0]),
+        technical=float(values["technical"][0, 0]),
+        percentile=float(values["percentile"][0, 0]),
         std=float(values["std"][0, 0]),
         histogram=tuple(float(p) for p in values["histogram"][0]),
         scale=labels.scale,
         attributes=readings,
         model=values["model"][0, 0].decode(),
         bundle=values["bundle"][0, 0].decode(),
+        frame=tuple(frame.tolist()) if (frame := values["frame"][0]).any() else None,
         timings={"total": round(milliseconds, 3)},
     )
 

@@ -13,6 +13,9 @@ SCORE_LOW = 1
 SCORE_HIGH = 10
 SCORE_LEVELS = SCORE_HIGH - SCORE_LOW + 1
 SCORE_TOKENS = tuple(f"<score_{k}>" for k in range(SCORE_LOW, SCORE_HIGH + 1))
+TECHNICAL_TOKENS = tuple(f"<technical_{k}>" for k in range(SCORE_LOW, SCORE_HIGH + 1))  # read on the same scale
+
+Frame = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -31,22 +34,29 @@ class AttributeReading:
 class Score:
     """The aesthetic score of one photo, with everything needed to know what the number means.
 
-    mean: expectation of the rating histogram, in `scale` units.
+    mean: what people would vote: expectation of the rating histogram, in `scale` units.
     std: its standard deviation, in the same units.
     histogram: probability of each whole rating from scale[0] to scale[1]; sums to one.
+    technical: how undamaged the picture is, in `scale` units: free of blur, noise and compression, well exposed.
+    percentile: where the score lies among the bundle's reference photographs, 0 to 100.
     attributes: attribute name -> reading, in the bundle's order.
     model: "name version" of the model; bundle: digest of the bundle that produced the score.
+    frame: border that was left out of what the model read, as shares (left, top, right, bottom) of the picture's width
+    and height; None when none was.
     timings: milliseconds per stage.
     personal: what the person of a profile would give, in `scale` units; None without a profile.
     """
 
     mean: float
+    technical: float
+    percentile: float
     std: float
     histogram: tuple[float, ...]
     scale: tuple[int, int]
     attributes: dict[str, AttributeReading]
     model: str
     bundle: str
+    frame: Frame | None = None
     timings: dict[str, float] = field(default_factory=dict)
     personal: float | None = None
 
@@ -56,9 +66,12 @@ class Score:
         return {
             "score": self.mean,
             **personal,
+            "technical": self.technical,
+            "percentile": self.percentile,
             "std": self.std,
             "histogram": list(self.histogram),
             "scale": list(self.scale),
+            "frame": None if self.frame is None else list(self.frame),
             "attributes": {name: asdict(reading) for name, reading in self.attributes.items()},
             "model": self.model,
             "bundle": self.bundle,

@@ -18,7 +18,7 @@ from PIL import Image
 from calm_runtime.advice import read_opinion
 from calm_runtime.candidates import Candidate, mend_tones, propose
 from calm_runtime.mending import KINDS
-from calm_runtime.photo import PhotoSpec, to_pixel_values
+from calm_runtime.photo import PhotoSpec, to_model_size, to_pixel_values
 from calm_runtime.retouch import Amount, Edit, Framing, Tone, retouch
 from calm_runtime.score import Score
 
@@ -155,11 +155,11 @@ def score_edits(
     scorer: Scorer, spec: PhotoSpec, picture: Image.Image, compositions: Sequence[Sequence[Edit]]
 ) -> list[float]:
     """The score of the picture after each list of edits. Tones are applied at model size, framing to the larger picture."""
-    prepared = _model_size(picture, spec)
+    prepared = to_model_size(picture, spec)
     pixels = []
     for edits in compositions:
         framing = [edit for edit in edits if isinstance(edit, Framing)]
-        framed = _model_size(retouch(picture, framing), spec) if framing else prepared
+        framed = to_model_size(retouch(picture, framing), spec) if framing else prepared
         pixels.append(to_pixel_values(retouch(framed, [e for e in edits if isinstance(e, Tone)]), spec))
     scores: list[float] = []
     for start in range(0, len(pixels), _BATCH):
@@ -185,10 +185,3 @@ def _composable(suggestion: Suggestion) -> bool:
     if isinstance(suggestion.edit, Framing):
         return suggestion.support >= _FRAMING_SUPPORT
     return suggestion.edit.name in KINDS or suggestion.support > 0
-
-
-def _model_size(picture: Image.Image, spec: PhotoSpec) -> Image.Image:
-    """The picture as `to_pixel_values` scales it, so that scaling again changes nothing."""
-    scale = spec.size / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)

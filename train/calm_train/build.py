@@ -18,7 +18,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from calm_runtime.errors import DataError
 from calm_runtime.photo import PhotoSpec
-from calm_runtime.score import SCORE_TOKENS
+from calm_runtime.score import SCORE_LOW, SCORE_TOKENS, TECHNICAL_TOKENS
 from calm_train.config import CalmConfig
 from calm_train.language import train_tokenizer
 from calm_train.model import CalmForConditionalGeneration
@@ -48,13 +48,14 @@ def build_model(recipe: Recipe, seed: int) -> tuple[CalmForConditionalGeneration
             qformer_dropout=parts.qformer_dropout,
             taps=parts.taps,
             score_token_ids=tuple(_token_id(tokenizer, token) for token in SCORE_TOKENS),
+            technical_token_ids=tuple(_token_id(tokenizer, token) for token in TECHNICAL_TOKENS),
         )
     )
     if "pretrained" in parts.vision:
         name = parts.vision["pretrained"]
         model.vision_encoder.model = _read(AutoModel, name, config=vision, dtype=torch.float32)
     if "pretrained" in parts.text:
-        model.llm = _with_score_tokens(parts.text["pretrained"], tokenizer, text)
+        model.llm = _with_rating_tokens(parts.text["pretrained"], tokenizer, text)
     return model, tokenizer
 
 
@@ -129,12 +130,13 @@ def _own_text(recipe: Recipe, seed: int) -> tuple[Tokenizer, PretrainedConfig]:
 
 
 def _pretrained_text(name: str) -> tuple[Tokenizer, PretrainedConfig]:
-    """Tokenizer with the score tokens added, and the LLM's config with its special tokens settled."""
+    """Tokenizer with the rating tokens added, and the LLM's config with its special tokens settled."""
     loaded = _read(AutoTokenizer, name)
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise DataError(f"{name}: has no fast tokenizer (tokenizer.json), which the runtime needs")
     tokenizer: Tokenizer = loaded.backend_tokenizer
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SCORE_TOKENS])
+    added = (*SCORE_TOKENS, *TECHNICAL_TOKENS)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
     config = _read(AutoConfig, name)
     end = config.eos_token_id if config.eos_token_id is not None else loaded.eos_token_id
     config.eos_token_id = end[0] if isinstance(end, list) else end
@@ -147,15 +149,16 @@ def _pretrained_text(name: str) -> tuple[Tokenizer, PretrainedConfig]:
     return tokenizer, config
 
 
-def _with_score_tokens(name: str, tokenizer: Tokenizer, config: PretrainedConfig) -> Any:
-    """The pretrained LLM with room for the score tokens; each starts as the mean of the digits of its rating."""
+def _with_rating_tokens(name: str, tokenizer: Tokenizer, config: PretrainedConfig) -> Any:
+    """The pretrained LLM with room for the rating tokens; each starts as the mean of the digits of its rating."""
     llm = _read(AutoModelForCausalLM, name, dtype=torch.float32)
     if llm.get_input_embeddings().weight.shape[0] < config.vocab_size:
         llm.resize_token_embeddings(config.vocab_size, mean_resizing=False)
     with torch.no_grad():
         for table in {llm.get_input_embeddings(), llm.get_output_embeddings()}:
-            for rating, token in enumerate(SCORE_TOKENS, start=1):
+            for rating, tokens in enumerate(zip(SCORE_TOKENS, TECHNICAL_TOKENS, strict=True), start=SCORE_LOW):
                 digits = tokenizer.encode(str(rating), add_special_tokens=False).ids
-                table.weight[tokenizer.token_to_id(token)] = table.weight[digits].mean(dim=0)
+                for token in tokens:
+                    table.weight[tokenizer.token_to_id(token)] = table.weight[digits].mean(dim=0)
     llm.config = config
     return llm

@@ -12,7 +12,8 @@ from calm_runtime.bundle import ModelInfo
 from calm_runtime.errors import DataError
 from calm_runtime.photo import PhotoSpec
 from calm_runtime.prompt import PROMPTS, Prompt
-from calm_runtime.score import SCORE_LEVELS, SCORE_TOKENS
+from calm_runtime.reference import Reference
+from calm_runtime.score import SCORE_LEVELS, SCORE_TOKENS, TECHNICAL_TOKENS
 from calm_train.model import CalmForConditionalGeneration
 
 CONFIG = "config.json"
@@ -24,8 +25,9 @@ SHIPPED = Path(__file__).resolve().parents[2] / "models"  # of a source checkout
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint says about itself beside its weights; model, photo and prompts travel into the bundle.
+    """What a checkpoint says about itself beside its weights; model, photo, prompts and reference travel into the bundle.
 
+    reference: scores of known photographs by this model; without it the export takes those of its parity gate.
     stage: the last stage it went through. A `tune`d checkpoint is finished: more training adapts it.
     """
 
@@ -33,6 +35,7 @@ class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     photo: PhotoSpec
     prompts: dict[str, Prompt] = msgspec.field(default_factory=lambda: dict(PROMPTS))
     stage: Literal["language", "pretrain", "tune"] = "tune"
+    reference: Reference | None = None
 
 
 def find_checkpoint(name: str | Path) -> Path:
@@ -82,18 +85,19 @@ def load_checkpoint(folder: str | Path) -> tuple[CalmForConditionalGeneration, T
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{root}: the weights do not fit the configuration: {error}") from error
     model.train(False)
-    _check_score_tokens(root, model, tokenizer)
+    _check_rating_tokens(root, model, tokenizer)
     size = model.config.image_size
     if info.photo.size != size:
         raise DataError(f"{root / INFO}: photo size {info.photo.size}, but the vision encoder takes {size}")
     return model, tokenizer, info
 
 
-def _check_score_tokens(root: Path, model: CalmForConditionalGeneration, tokenizer: Tokenizer) -> None:
-    ids = model.config.score_token_ids
-    if len(ids) != SCORE_LEVELS:
-        raise DataError(f"{root / CONFIG}: {len(ids)} score token ids, expected {SCORE_LEVELS}")
-    for name, expected in zip(SCORE_TOKENS, ids, strict=True):
+def _check_rating_tokens(root: Path, model: CalmForConditionalGeneration, tokenizer: Tokenizer) -> None:
+    scores, technical = model.config.score_token_ids, model.config.technical_token_ids
+    for what, ids in (("score", scores), ("technical", technical)):
+        if len(ids) != SCORE_LEVELS:
+            raise DataError(f"{root / CONFIG}: {len(ids)} {what} token ids, expected {SCORE_LEVELS}")
+    for name, expected in zip((*SCORE_TOKENS, *TECHNICAL_TOKENS), (*scores, *technical), strict=True):
         found = tokenizer.token_to_id(name)
         if found != expected:
             raise DataError(f"{root / TOKENIZER}: {name} has id {found}, the configuration says {expected}")

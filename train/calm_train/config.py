@@ -29,7 +29,7 @@ class CalmConfig(PretrainedConfig):
     thematic_pool: n merges n x n neighbouring patches into one thematic token.
     cue_width: width of the space in which photos meet their text cues.
     cue_phrases: paraphrases per attribute level in that space.
-    score_token_ids: ids of `<score_1>`..`<score_10>`.
+    score_token_ids: ids of `<score_1>`..`<score_10>`. technical_token_ids: of `<technical_1>`..`<technical_10>`.
     """
 
     model_type = "calm"
@@ -57,6 +57,7 @@ class CalmConfig(PretrainedConfig):
         cue_width: int = 128,
         cue_phrases: int = 4,
         score_token_ids: tuple[int, ...] = tuple(range(SCORE_LEVELS)),
+        technical_token_ids: tuple[int, ...] = tuple(range(SCORE_LEVELS, 2 * SCORE_LEVELS)),
         **kwargs: Any,
     ) -> None:
         self.vision_config = _as_config(vision_config, "clip_vision_model")
@@ -77,6 +78,7 @@ class CalmConfig(PretrainedConfig):
         self.cue_width = cue_width
         self.cue_phrases = cue_phrases
         self.score_token_ids = list(score_token_ids)
+        self.technical_token_ids = list(technical_token_ids)
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         super().__init__(**kwargs)
 

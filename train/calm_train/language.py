@@ -15,7 +15,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from calm_runtime.attributes import ATTRIBUTES, LEVELS_PER_ATTRIBUTE, SCALES
 from calm_runtime.prompt import PROMPTS, split_prompt
-from calm_runtime.score import SCORE_TOKENS
+from calm_runtime.score import SCORE_TOKENS, TECHNICAL_TOKENS
 from calm_train.data import PromptEncoder, pad_right
 from calm_train.model import CalmForConditionalGeneration
 from calm_train.objectives import GenerationObjective
@@ -25,7 +25,7 @@ from calm_train.pretext.texts import NOTHING_TO_DO, comment_text, cue_text, ques
 from calm_train.pretext.view import AppliedEdit
 from calm_train.recipe import LanguageRecipe
 
-SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", *SCORE_TOKENS)
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", *SCORE_TOKENS, *TECHNICAL_TOKENS)
 
 
 def random_text(rng: np.random.Generator) -> tuple[str, str | None, str]:

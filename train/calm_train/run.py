@@ -178,7 +178,7 @@ def language_checkpoint(recipe: Recipe, output: Path, seed: int) -> str:
     if recipe.language is not None:
         said = f"language model at {train_language(model, tokenizer, recipe.language, seed):.3f} nats per token"
     encode_cues(model, tokenizer)
-    empty = CheckpointInfo(ModelInfo("", "", "", "", ""), photo_spec(recipe))
+    empty = CheckpointInfo(ModelInfo("", "", "", "", "", ""), photo_spec(recipe))
     save_checkpoint(output, model, tokenizer, _info(recipe, empty, "language", {"photos": 0}))
     return f"{output}: {said}"
 
@@ -237,6 +237,7 @@ def _info(
             licence="Apache-2.0 for the code; see the data note for the weights",
             data_note=data_note if adapted else f"Trained on {note}",
             score_meaning=before.model.score_meaning if adapted else SCORE_MEANING,
+            use=before.model.use if adapted else USE,
         ),
         photo=before.photo,
         prompts=before.prompts,
@@ -244,6 +245,7 @@ def _info(
     )
 
 
+USE = "What the licences of the photographs named in the data note allow."
 SCORE_MEANING = (
     "Technical and pictorial soundness as learnt from edits of known strength: most untouched photos score between 4 "
     "and 7, badly spoiled ones near 2. Unless human ratings are named above, it is not a human opinion."

@@ -68,7 +68,7 @@ def checkpoint_commenter(checkpoint: str | Path) -> Commenter:
     encoder = PromptEncoder(tokenizer, model.config.text_config)
     before, after = (torch.tensor([ids]) for ids in split_prompt(info.prompts["comment"], encoder))
     generate: Callable[..., torch.Tensor] = model.llm.generate  # type: ignore[assignment]
-    barred = [[token] for token in model.config.score_token_ids]
+    barred = [[token] for token in (*model.config.score_token_ids, *model.config.technical_token_ids)]
 
     @torch.inference_mode()
     def comment(source: PhotoSource) -> str:
