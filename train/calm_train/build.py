@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -20,8 +21,10 @@ from calm_runtime.errors import DataError
 from calm_runtime.photo import PhotoSpec
 from calm_runtime.score import SCORE_LOW, SCORE_TOKENS, TECHNICAL_TOKENS
 from calm_train.config import CalmConfig
+from calm_train.feature_maps import is_backbone
 from calm_train.language import train_tokenizer
 from calm_train.model import CalmForConditionalGeneration
+from calm_train.pretrained.open import part_source, read_part
 from calm_train.recipe import ModelRecipe, Recipe
 
 HIDDEN_VISION = "vision_config"  # two-tower models keep the vision encoder's config under this name
@@ -37,26 +40,46 @@ def build_model(recipe: Recipe, seed: int) -> tuple[CalmForConditionalGeneration
         tokenizer, text = _pretrained_text(parts.text["pretrained"])
     else:
         tokenizer, text = _own_text(recipe, seed)
-    vision = _vision_config(parts)
-    model = CalmForConditionalGeneration(
-        CalmConfig(
+    vision = _vision_config(parts.vision)
+    second = None if parts.second_vision is None else _vision_config(parts.second_vision)
+    score, technical = (tuple(_token_id(tokenizer, t) for t in names) for names in (SCORE_TOKENS, TECHNICAL_TOKENS))
+    config = _config(parts, vision, second, text, score_token_ids=score, technical_token_ids=technical)
+    model = CalmForConditionalGeneration(config)
+    encoders = zip((parts.vision, parts.second_vision), config.encoder_taps, strict=False)
+    for index, (part, (encoder, _)) in enumerate(encoders):
+        if part is not None and "pretrained" in part:
+            kind = AutoBackbone if is_backbone(encoder) else AutoModel
+            loaded = read_part(kind, part["pretrained"], config=encoder, dtype=torch.float32)
+            model.vision_encoder.set_backbone(index, loaded)
+    if "pretrained" in parts.text:
+        model.llm = _with_rating_tokens(parts.text["pretrained"], tokenizer, text)
+    return model, tokenizer
+
+
+def _config(
+    parts: ModelRecipe, vision: PretrainedConfig, second: PretrainedConfig | None, text: PretrainedConfig, **ids: Any
+) -> CalmConfig:
+    """The model's configuration. Raises DataError where encoders and taps do not fit together."""
+    try:
+        config = CalmConfig(
             vision_config=vision,
+            second_vision_config=second,
             text_config=text,
             queries=parts.queries,
             qformer_layers=parts.qformer_layers,
             qformer_heads=parts.qformer_heads,
             qformer_dropout=parts.qformer_dropout,
             taps=parts.taps,
-            score_token_ids=tuple(_token_id(tokenizer, token) for token in SCORE_TOKENS),
-            technical_token_ids=tuple(_token_id(tokenizer, token) for token in TECHNICAL_TOKENS),
+            thematic_tap=parts.thematic_tap,
+            second_taps=parts.second_taps,
+            second_thematic_tap=parts.second_thematic_tap,
+            neck_width=parts.neck_width,
+            **ids,
         )
-    )
-    if "pretrained" in parts.vision:
-        name = parts.vision["pretrained"]
-        model.vision_encoder.model = _read(AutoModel, name, config=vision, dtype=torch.float32)
-    if "pretrained" in parts.text:
-        model.llm = _with_rating_tokens(parts.text["pretrained"], tokenizer, text)
-    return model, tokenizer
+        _ = config.tap_shapes
+    except ValueError as error:
+        raise DataError(f"recipe of {parts.name}: {error}") from error
+    return config
 
 
 def _token_id(tokenizer: Tokenizer, token: str) -> int:
@@ -68,42 +91,30 @@ def _token_id(tokenizer: Tokenizer, token: str) -> int:
 def describe_config(recipe: Recipe) -> CalmConfig:
     """The configuration as the recipe states it, without reading pretrained parts: enough to count parameters."""
     parts = recipe.model
-    vision, text = ({k: v for k, v in part.items() if k != "pretrained"} for part in (parts.vision, parts.text))
-    if parts.vocabulary is not None:
-        text["vocab_size"] = parts.vocabulary
-    return CalmConfig(
-        vision_config=_config_of(vision),
-        text_config=_config_of(text),
-        queries=parts.queries,
-        qformer_layers=parts.qformer_layers,
-        qformer_heads=parts.qformer_heads,
-        qformer_dropout=parts.qformer_dropout,
-        taps=parts.taps,
+    vision, second, text = (
+        None if part is None else {k: v for k, v in part.items() if k != "pretrained"}
+        for part in (parts.vision, parts.second_vision, parts.text)
     )
+    if parts.vocabulary is not None and text is not None:
+        text["vocab_size"] = parts.vocabulary
+    configs = [None if part is None else _config_of(part) for part in (vision, second, text)]
+    assert configs[0] is not None and configs[2] is not None  # a recipe has both
+    return _config(parts, configs[0], configs[1], configs[2])
 
 
 def photo_spec(recipe: Recipe) -> PhotoSpec:
     """How photos reach the encoder: its picture size, and the normalisation it was pretrained with."""
     vision = recipe.model.vision
-    size = int(_vision_config(recipe.model).image_size)
+    size, fit = int(_vision_config(vision).image_size), recipe.model.fit
     if "pretrained" not in vision:
-        return PhotoSpec(size=size)
+        return PhotoSpec(size=size, fit=fit)
     try:
-        values, _ = ImageProcessingMixin.get_image_processor_dict(vision["pretrained"])
+        values, _ = ImageProcessingMixin.get_image_processor_dict(part_source(vision["pretrained"]))
     except (OSError, ValueError) as error:
         raise DataError(f"{vision['pretrained']}: has no preprocessor_config.json to tell its normalisation") from error
     mean, std = tuple(values["image_mean"]), tuple(values["image_std"])
     pad = tuple(round(255 * m) for m in mean)
-    return PhotoSpec(size=size, pad_color=pad, mean=mean, std=std)
-
-
-def _read(kind: Any, name: str, **options: Any) -> Any:
-    """`kind.from_pretrained(name)`: a local folder or a hub name; never code from the repository it names."""
-    try:
-        return kind.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{name}: cannot be read as a pretrained part ({reason}); give a local folder") from error
+    return PhotoSpec(size=size, fit=fit, pad_color=pad, mean=mean, std=std)
 
 
 def _config_of(values: dict[str, Any]) -> PretrainedConfig:
@@ -113,10 +124,10 @@ def _config_of(values: dict[str, Any]) -> PretrainedConfig:
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def _vision_config(parts: ModelRecipe) -> PretrainedConfig:
-    if "pretrained" not in parts.vision:
-        return _config_of(parts.vision)
-    config = _read(AutoConfig, parts.vision["pretrained"])
+def _vision_config(part: dict[str, Any]) -> PretrainedConfig:
+    if "pretrained" not in part:
+        return _config_of(part)
+    config = read_part(AutoConfig, part["pretrained"])
     return getattr(config, HIDDEN_VISION, config)
 
 
@@ -131,13 +142,13 @@ def _own_text(recipe: Recipe, seed: int) -> tuple[Tokenizer, PretrainedConfig]:
 
 def _pretrained_text(name: str) -> tuple[Tokenizer, PretrainedConfig]:
     """Tokenizer with the rating tokens added, and the LLM's config with its special tokens settled."""
-    loaded = _read(AutoTokenizer, name)
+    loaded = read_part(AutoTokenizer, name)
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise DataError(f"{name}: has no fast tokenizer (tokenizer.json), which the runtime needs")
     tokenizer: Tokenizer = loaded.backend_tokenizer
     added = (*SCORE_TOKENS, *TECHNICAL_TOKENS)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
-    config = _read(AutoConfig, name)
+    config = read_part(AutoConfig, name)
     end = config.eos_token_id if config.eos_token_id is not None else loaded.eos_token_id
     config.eos_token_id = end[0] if isinstance(end, list) else end
     if config.eos_token_id is None:
@@ -151,7 +162,7 @@ def _pretrained_text(name: str) -> tuple[Tokenizer, PretrainedConfig]:
 
 def _with_rating_tokens(name: str, tokenizer: Tokenizer, config: PretrainedConfig) -> Any:
     """The pretrained LLM with room for the rating tokens; each starts as the mean of the digits of its rating."""
-    llm = _read(AutoModelForCausalLM, name, dtype=torch.float32)
+    llm = read_part(AutoModelForCausalLM, name, dtype=torch.float32)
     if llm.get_input_embeddings().weight.shape[0] < config.vocab_size:
         llm.resize_token_embeddings(config.vocab_size, mean_resizing=False)
     with torch.no_grad():

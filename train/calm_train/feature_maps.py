@@ -26,13 +26,13 @@ def gives_maps(config: PretrainedConfig) -> bool:
 
 def open_map_encoder(config: PretrainedConfig) -> PreTrainedModel:
     """The encoder with weights yet to be loaded: an `AutoBackbone` where its config names stages to give, else an `AutoModel`."""
-    kind = AutoBackbone if _is_backbone(config) else AutoModel
+    kind = AutoBackbone if is_backbone(config) else AutoModel
     return kind.from_config(config)  # type: ignore[no-any-return]
 
 
 def read_maps(encoder: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, ...]:
     """pixel_values [B, 3, S, S] -> all maps the encoder gives, each [B, C, P, P]."""
-    if _is_backbone(encoder.config):
+    if is_backbone(encoder.config):
         maps: tuple[Tensor, ...] = tuple(encoder(pixel_values).feature_maps)
     else:
         maps = tuple(encoder(pixel_values, output_hidden_states=True).hidden_states)
@@ -59,5 +59,6 @@ def _map_shapes(config: str, model_type: str, taps: tuple[int, ...], size: int) 
     return MapShapes(tuple(int(m.shape[1]) for m in chosen), tuple(int(m.shape[-1]) for m in chosen))
 
 
-def _is_backbone(config: PretrainedConfig) -> bool:
+def is_backbone(config: PretrainedConfig) -> bool:
+    """Whether an encoder of this config opens as an `AutoBackbone`, which gives the maps of its `out_indices`."""
     return type(config) in MODEL_FOR_BACKBONE_MAPPING and bool(getattr(config, "out_indices", None))

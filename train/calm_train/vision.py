@@ -41,6 +41,10 @@ class TokenEncoder(nn.Module):
         """The Hugging Face models inside."""
         return [self.model]
 
+    def set_backbone(self, index: int, model: PreTrainedModel) -> None:
+        """Replace the encoder by one with its own weights."""
+        self.model = model
+
     def forward(self, pixel_values: Tensor) -> HiddenStates:
         """pixel_values [B, 3, S, S] -> hidden states [B, N, C]; photo_embeds [B, C], the mean of the thematic patches."""
         states = self.model(pixel_values=pixel_values, output_hidden_states=True).hidden_states
@@ -82,6 +86,10 @@ class MapEncoder(nn.Module):
         self.taps = [taps for _, taps in config.encoder_taps]
         self.backbones = nn.ModuleList(open_map_encoder(encoder) for encoder, _ in config.encoder_taps)
         self.necks = nn.ModuleList(Neck(channels, config.neck_width) for channels in config.tap_shapes.channels)
+
+    def set_backbone(self, index: int, model: PreTrainedModel) -> None:
+        """Replace an encoder by one with its own weights."""
+        self.backbones[index] = model.eval()
 
     def train(self, mode: bool = True) -> MapEncoder:
         """As of any module, but for the encoders, which stay as they are when serving."""
