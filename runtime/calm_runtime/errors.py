@@ -91,7 +91,11 @@ class PrecisionUnsupported(EngineBuildError):
 
 
 class DataError(CalmError, ValueError):
-    """A data set or recipe does not have the expected form."""
+    """A data set, a recipe or a pretrained part does not have the expected form, or cannot be had."""
+
+
+class IndexUnreachable(DataError):
+    """The Python package index, from which pretrained parts come, does not answer."""
 
 
 class ProfileError(CalmError, ValueError):

@@ -22,6 +22,8 @@ from calm_runtime.score import SCORE_TOKENS
 from calm_train.config import CalmConfig
 from calm_train.language import train_tokenizer
 from calm_train.model import CalmForConditionalGeneration
+from calm_train.pretrained.fetch import fetch
+from calm_train.pretrained.parts import PARTS
 from calm_train.recipe import ModelRecipe, Recipe
 
 HIDDEN_VISION = "vision_config"  # two-tower models keep the vision encoder's config under this name
@@ -88,7 +90,7 @@ def photo_spec(recipe: Recipe) -> PhotoSpec:
     if "pretrained" not in vision:
         return PhotoSpec(size=size)
     try:
-        values, _ = ImageProcessingMixin.get_image_processor_dict(vision["pretrained"])
+        values, _ = ImageProcessingMixin.get_image_processor_dict(_source(vision["pretrained"]))
     except (OSError, ValueError) as error:
         raise DataError(f"{vision['pretrained']}: has no preprocessor_config.json to tell its normalisation") from error
     mean, std = tuple(values["image_mean"]), tuple(values["image_std"])
@@ -96,10 +98,16 @@ def photo_spec(recipe: Recipe) -> PhotoSpec:
     return PhotoSpec(size=size, pad_color=pad, mean=mean, std=std)
 
 
+def _source(name: str) -> str:
+    """The folder of a registered part, fetched when it is missing; any other name is a local folder or a hub name."""
+    return str(fetch(name)) if name in PARTS else name
+
+
 def _read(kind: Any, name: str, **options: Any) -> Any:
-    """`kind.from_pretrained(name)`: a local folder or a hub name; never code from the repository it names."""
+    """`kind.from_pretrained` of a part; never code from the repository it names."""
+    source = _source(name)
     try:
-        return kind.from_pretrained(name, trust_remote_code=False, **options)
+        return kind.from_pretrained(source, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{name}: cannot be read as a pretrained part ({reason}); give a local folder") from error

@@ -48,7 +48,8 @@ class ModelRecipe(_Strict, frozen=True):
     """Encoder, LLM and MFAM's shape.
 
     vision, text: a Hugging Face config (`model_type` and its fields) for a part from scratch. With `pretrained: NAME` (a
-    hub name or a local folder) weights and config come from there, and the fields given here serve the dry run.
+    name of `calm train fetch --list`, a hub name or a local folder) weights and config come from there, and the fields
+    given here serve the dry run.
     vocabulary: of the tokenizer trained for a from-scratch LLM.
     """
 

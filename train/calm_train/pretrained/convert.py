@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
-from transformers import MobileNetV1Config, MobileNetV1Model, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, MobileNetV1Config, MobileNetV1Model, PreTrainedModel
 
 from calm_runtime.errors import DataError
 from calm_train.pretrained.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
 from calm_train.pretrained.parts import Part
 
+FORMAT = 1  # of the folders written here; a higher number makes older ones be fetched anew
+WEIGHTS = "model.safetensors"
 HEAD = "head.safetensors"
 NOTICE = "NOTICE"
 PREPROCESSOR = "preprocessor_config.json"
@@ -34,8 +38,9 @@ _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "runn
 
 
 def convert(part: Part, data: bytes, folder: Path) -> None:
-    """Write config.json, model.safetensors, preprocessor_config.json and NOTICE into `folder`, which exists.
+    """Write config.json, model.safetensors and NOTICE into `folder`, which exists.
 
+    An encoder also gets preprocessor_config.json, an LLM its tokenizer's files.
     data: the whole data file, its digest checked. NIMA's dense layer goes into head.safetensors: `head.weight`
     [10, 1024] and `head.bias` [10], float32.
     Raises DataError when the file does not hold the part's tensors.
@@ -93,7 +98,7 @@ def _nima(part: Part, data: bytes, folder: Path) -> None:
     # Keras of that day padded by (1, 1) before every 3 x 3, unlike TensorFlow's "SAME".
     config = MobileNetV1Config(image_size=224, depth_multiplier=1.0, tf_padding=False, layer_norm_eps=1e-3)
     _save(MobileNetV1Model(config), state, folder)
-    save_file(head, folder / HEAD)
+    _write_tensors(folder / HEAD, head)
     _write_preprocessor(folder, 224, 127.5, 127.5, Image.Resampling.NEAREST)
 
 
@@ -121,9 +126,33 @@ def _efficientnet_lite(part: Part, data: bytes, folder: Path) -> None:
     _write_preprocessor(folder, config.image_size, 127, 128, Image.Resampling.BICUBIC)
 
 
+def _gguf(part: Part, data: bytes, folder: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise DataError(f"{part.name}: its file is GGUF, and gguf is missing; pip install calm-edge[train]")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        name = Path(part.file).name
+        (Path(scratch) / name).write_bytes(data)
+        model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=name, dtype=torch.float32)
+        AutoTokenizer.from_pretrained(scratch, gguf_file=name).save_pretrained(folder)
+    config = model.config
+    del config.quantization_config  # it is not quantised any more
+    config.architectures, config.dtype = [type(model).__name__], torch.float16
+    config.save_pretrained(folder)
+    # The output table is the input table: stored once.
+    state = {key: values.half() for key, values in model.state_dict().items() if key != "lm_head.weight"}
+    _write_tensors(folder / WEIGHTS, state)
+
+
 def _save(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
-    model.load_state_dict(state, strict=True)
-    model.save_pretrained(folder)
+    model.load_state_dict(state, strict=True)  # refuses a tensor too many, one too few and a wrong shape
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    _write_tensors(folder / WEIGHTS, state)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    # Not save_file, which makes a file that its owner alone can read: a cache may be shared.
+    path.write_bytes(save({name: values.contiguous() for name, values in tensors.items()}, {"format": "pt"}))
 
 
 def _write_preprocessor(folder: Path, size: int, mean: float, std: float, resample: Image.Resampling) -> None:
@@ -142,4 +171,8 @@ def _write_preprocessor(folder: Path, size: int, mean: float, std: float, resamp
     (folder / PREPROCESSOR).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-_READERS: dict[str, Callable[[Part, bytes, Path], None]] = {"nima": _nima, "efficientnet-lite": _efficientnet_lite}
+_READERS: dict[str, Callable[[Part, bytes, Path], None]] = {
+    "nima": _nima,
+    "efficientnet-lite": _efficientnet_lite,
+    "gguf": _gguf,
+}

