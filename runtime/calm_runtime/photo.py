@@ -133,12 +133,19 @@ def to_model_size(picture: Image.Image, spec: PhotoSpec) -> Image.Image:
 
 def to_pixel_values(picture: Image.Image, spec: PhotoSpec) -> npt.NDArray[np.float32]:
     """RGB picture -> pixel_values [3, size, size] float32."""
-    resized = to_model_size(picture, spec)
-    canvas = Image.new("RGB", (spec.size, spec.size), spec.pad_color)
-    canvas.paste(resized, ((spec.size - resized.width) // 2, (spec.size - resized.height) // 2))
-    pixels = np.asarray(canvas, dtype=np.float32) / np.float32(255.0)  # [H, W, 3]
+    pixels = np.asarray(fit_picture(picture, spec), dtype=np.float32) / np.float32(255.0)  # [H, W, 3]
     normalised = (pixels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))  # [3, H, W]
+
+
+def fit_picture(picture: Image.Image, spec: PhotoSpec) -> Image.Image:
+    """RGB picture -> the square of `spec.size` that the model reads, not yet normalised."""
+    resized = to_model_size(picture, spec)
+    if resized.size == (spec.size, spec.size):
+        return resized
+    canvas = Image.new("RGB", (spec.size, spec.size), spec.pad_color)
+    canvas.paste(resized, ((spec.size - resized.width) // 2, (spec.size - resized.height) // 2))
+    return canvas
 
 
 def read_photo(source: str | Path | bytes, limits: PhotoLimits) -> bytes:

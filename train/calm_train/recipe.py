@@ -50,8 +50,8 @@ class ModelRecipe(_Strict, frozen=True):
     """Encoder, LLM and MFAM's shape.
 
     vision, second_vision, text: a Hugging Face config (`model_type` and its fields) for a part from scratch. With
-    `pretrained: NAME` (a hub name or a local folder) weights and config come from there, and the fields given here serve
-    the dry run. second_vision: a second encoder of feature maps beside the first.
+    `pretrained: NAME` (a name of `calm train fetch --list`, a hub name or a local folder) weights and config come from
+    there, and the fields given here serve the dry run. second_vision: a second encoder of feature maps beside the first.
     fit: how a photo comes to be square (`PhotoSpec`). taps, thematic_tap, second_taps, second_thematic_tap, neck_width: as `CalmConfig` has them.
     vocabulary: of the tokenizer trained for a from-scratch LLM.
     """

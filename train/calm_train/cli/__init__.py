@@ -7,6 +7,7 @@ import logging
 import click
 
 from calm_train.cli.evaluate import evaluate
+from calm_train.cli.fetch import fetch
 from calm_train.cli.mending import mending
 from calm_train.cli.preview import preview
 from calm_train.cli.stages import language, pretrain, tune
@@ -32,5 +33,5 @@ def train() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
-for _command in (language, pretrain, tune, evaluate, preview, mending):
+for _command in (language, pretrain, tune, evaluate, preview, mending, fetch):
     train.add_command(_command)

@@ -100,8 +100,8 @@ class EfficientNetLiteModel(PreTrainedModel):
     config: EfficientNetLiteConfig
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules = ["Block"]  # noqa: RUF012 - as transformers declares it
+    input_modalities = "image"
+    _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)
