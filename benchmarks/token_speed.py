@@ -35,6 +35,7 @@ PROMPT, TOKENS = 256, 40
 
 def measure(graph: Path, way: str, threads: int) -> dict[str, float]:
     """Tokens per second of prefill and decoding, medians; the first calls are not counted."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
     import onnxruntime
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])

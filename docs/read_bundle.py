@@ -5,12 +5,15 @@ photo with its score, spread and attributes.
 """
 
 import json
+import os
 import struct
 import sys
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
 import onnxruntime
 from PIL import Image, ImageCms, ImageOps
 from tokenizers import Tokenizer

@@ -6,6 +6,7 @@ What is not there is skipped with a reason: Node.js 20 and npm; the npm registry
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -182,6 +183,15 @@ def test_node_scores_five_photos_as_python_and_one_bad_file_costs_nothing(
     for message, cause in zip(told, ("not a picture", "empty", "8 x 8 pixels", "cannot be read"), strict=True):
         assert cause in message
     assert_same_scores(records[4:], five_photos, calm)
+
+
+def test_node_leaves_nothing_of_onnx_runtimes_telemetry(
+    node_example: list[str], pack: Path, five_photos: list[Path], tmp_path: Path
+) -> None:
+    """For a user who wants it; ONNX Runtime is silent where variables of continuous integration are set."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ORT_DISABLE_TELEMETRY": "0"}
+    subprocess.run([*node_example, pack, five_photos[0]], env=env, cwd=tmp_path, capture_output=True, check=True)
+    assert not [path for path in tmp_path.rglob("*") if path.name.lower() in ("microsoft", ".onnxruntime")]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,20 @@ def repository(nano_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[TritonServer]:
-    with TritonServer(repository, FREE_PORTS) as running:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path, home: Path) -> Iterator[TritonServer]:
+    """As somebody runs it for the first time who wants telemetry: the models themselves have to turn it off."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("CI", "GITHUB_ACTIONS", "XDG_CACHE_HOME"):
+                patch.delenv(name, raising=False)
+            patch.setenv("HOME", str(home))
+            patch.setenv("ORT_DISABLE_TELEMETRY", "0")
+            running = stack.enter_context(TritonServer(repository, FREE_PORTS))
         yield running
 
 
@@ -101,6 +114,13 @@ def test_the_server_gives_the_scores_of_this_process(
         for name, reading in here.attributes.items():
             assert there.attributes[name].scale == reading.scale
             assert there.attributes[name].probabilities == pytest.approx(reading.probabilities, abs=TOLERANCE)
+
+
+def test_a_server_that_scored_left_nothing_of_onnx_runtimes_telemetry(
+    remote: RemoteCalm, home: Path, example_photos: list[Path]
+) -> None:
+    remote.score(example_photos[0])
+    assert not [path for path in home.rglob("*") if path.name.lower() in ("microsoft", ".onnxruntime")]
 
 
 def test_a_plain_tritonclient_needs_only_the_bytes(plain_client: Any, calm: Calm, example_photos: list[Path]) -> None:

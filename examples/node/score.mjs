@@ -4,6 +4,7 @@
  * Exit code: 0 all good, 1 some photos failed, 2 wrong use or a pack that cannot be loaded.
  */
 
+import "./no_telemetry.mjs"; // before onnxruntime-node
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import * as ort from "onnxruntime-node";

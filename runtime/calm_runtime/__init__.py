@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from calm_runtime import no_telemetry  # noqa: F401 - before any import of onnxruntime
+
 if TYPE_CHECKING:
     from calm_runtime.batch import Scored
     from calm_runtime.errors import CalmError

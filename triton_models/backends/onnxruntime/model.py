@@ -5,11 +5,14 @@ model repository runs on both. The official container has the native backend and
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
