@@ -57,8 +57,9 @@ TINY: dict[str, Any] = {
         "steps": 4,
         "weights": {
             "contrastive": 1,
-            "score": 1,
-            "ranking": 1,
+            "technical": 1,
+            "technical_ranking": 1,
+            "score_ranking": 1,
             "generation": 1,
             "personal": 1,
             "rating": 1,
@@ -66,8 +67,8 @@ TINY: dict[str, Any] = {
         },
     },
     "adapt": {
-        "pretrain": {**STAGE, "frozen": ["llm"], "steps": 3, "weights": {"contrastive": 1, "score": 1}},
-        "tune": {**STAGE, "steps": 6, "labelled": 2, "weights": {"rating": 1, "ranking": 0.5}},
+        "pretrain": {**STAGE, "frozen": ["llm"], "steps": 3, "weights": {"contrastive": 1, "technical": 1, "score": 1}},
+        "tune": {**STAGE, "steps": 6, "labelled": 2, "weights": {"rating": 1, "technical_ranking": 0.5}},
     },
 }
 

@@ -50,9 +50,9 @@ class PromptEncoder:
 class PairDataset(Dataset[dict[str, Any]]):
     """Item i is a pair of views, drawn from (seed, i) alone: the same item whatever worker or restart makes it.
 
-    An item: pixel_values [2, 3, S, S], levels [2, A], quantities [2, M], ratings [2], severities [2, E], gap and
+    An item: photo (its number), pixel_values [2, 3, S, S], levels [2, A], quantities [2, M], ratings [2], severities [2, E], gap and
     disliked_gap (0..1: how much it counts that the first ranks higher, technically and in people's votes), texts for the
-    generation objectives, `labelled` photos of each flow and, for a teacher, teacher_pixels [2, 2, 3, 224, 224] uint8.
+    generation objectives, `labelled` photos of each flow and, for a teacher, teacher_pixels [2, 3, 3, 224, 224] uint8.
 
     taught: whether a teacher will label the views. mask: in every other pair up to this share of the patches is hidden, the same ones in both views. patch: their side.
     """
@@ -86,11 +86,13 @@ class PairDataset(Dataset[dict[str, Any]]):
         rng = np.random.default_rng((self.seed, index))
         epoch, position = divmod(index, len(self.pictures))
         order = np.random.default_rng((self.seed, 7, epoch)).permutation(len(self.pictures))
-        views = make_pair(self.pictures[order[position]], rng)
+        photo = int(order[position])
+        views = make_pair(self.pictures[photo], rng)
         numbers = range(index * self.labelled, (index + 1) * self.labelled)
         pixels = torch.stack([self._pixels(view) for view in views])
         taught = {"teacher_pixels": torch.stack([teacher_pixels(view.picture) for view in views])} if self.taught else {}
         return taught | {
+            "photo": photo,
             "pixel_values": pixels * self._shown(rng),
             "levels": torch.tensor([view.levels for view in views]),
             "quantities": torch.tensor([view.quantities for view in views]),
@@ -177,8 +179,9 @@ class BatchCollator:
             "cue_labels": pad_right(cues, -100),
             "cue_scales": torch.tensor([n % len(SCALES) for n in range(len(rows))]),
         }
-        if "teacher_pixels" in items[0]:
-            batch["teacher_pixels"] = torch.cat([item["teacher_pixels"] for item in items])
+        for key in ("teacher_pixels", "votes"):  # what a teacher looks at, or what it said before
+            if key in items[0]:
+                batch[key] = torch.cat([item[key] for item in items])
         return batch | self._labelled([example for item in items for example in item["labelled"]])
 
     def _labelled(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ class RankingObjective(nn.Module):
 
 
 class ScoreObjective(nn.Module):
-    """Cross-entropy to the rating histogram plus earth mover's distance (NIMA, with r = 2)."""
+    """Cross-entropy to the rating histogram, earth mover's distance (NIMA, with r = 2), and the mean's squared error."""
 
     def __init__(self, spread: float) -> None:
         super().__init__()
@@ -90,7 +90,8 @@ class ScoreObjective(nn.Module):
         cross_entropy = -(histogram * log_probability).sum(-1).mean()
         gap = (log_probability.exp() - histogram).cumsum(-1)
         emd = (gap.square().mean(-1) + 1e-8).sqrt().mean()
-        return cross_entropy + 5.0 * emd
+        away = gap.sum(-1)  # of the mean: votes crowd in the middle, and the order of photos is all in small differences
+        return cross_entropy + 5.0 * emd + away.square().mean()
 
 
 class PatchObjective(nn.Module):

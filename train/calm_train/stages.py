@@ -24,7 +24,7 @@ from calm_train.objectives import (
 )
 from calm_train.personal import RecentPhotos, personal_sequences, simulate_raters
 from calm_train.recipe import LossWeights
-from calm_train.taste_teacher import TasteTeacher
+from calm_train.taste_teacher import Teacher
 
 IMPRESSION = ATTRIBUTE_NAMES.index("impression")
 Batch = dict[str, Tensor]
@@ -45,7 +45,7 @@ class Stage(nn.Module):
         weights: LossWeights,
         frozen: tuple[str, ...],
         raters: int = 1,
-        teacher: TasteTeacher | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         if weights.score and teacher is None:
@@ -124,9 +124,8 @@ class Stage(nn.Module):
             "technical_ranking": self.ranking(means[1][0::2], means[1][1::2], batch["gap"]),
             "score_ranking": self.votes(means[0][0::2], means[0][1::2], batch["disliked_gap"]),
         }
-        if self._teacher[0] is not None and "teacher_pixels" in batch:
-            target = self._teacher[0].pair_histograms(batch["teacher_pixels"], batch["disliked_gap"])
-            losses["score"] = self.scoring(votes, target)
+        if self.weights.score and self._teacher[0] is not None:
+            losses["score"] = self.scoring(votes, self._teacher[0].pair_histograms(batch))
         return losses
 
     def personal_loss(self, recent: RecentPhotos, aligned: Aligned, batch: Batch) -> Tensor:

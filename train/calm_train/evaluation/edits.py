@@ -63,9 +63,14 @@ SPOILED: dict[str, Callable[[Picture], Picture]] = {
     "colour cast (green)": lambda p: levels(p, lambda x: x * np.array([0.75, 1.2, 0.75])),
     "desaturation": lambda p: ImageEnhance.Color(p).enhance(0.1),
     "jpeg": lambda p: _jpeg(p, 6),
+    "low resolution": lambda p: p.resize((max(8, p.width // 5), max(8, p.height // 5))).resize(p.size),
     "tilt (black corners)": lambda p: p.rotate(12, Image.Resampling.BICUBIC),
     "tilt (cropped)": lambda p: _tilt_cropped(p, -12),
 }
+
+
+# What costs a photo votes, too: people mind these, but not black and white, warm light or a slight turn.
+DISLIKED = ("blur", "noise", "under-exposure", "over-exposure", "low contrast", "jpeg", "low resolution")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from calm_train.pretext.measures import luma
@@ -227,6 +227,32 @@ def vignette(rgb: Tensor, severity: float, rng: np.random.Generator) -> Tensor:
     return rgb * (1 - (0.35 + 0.6 * severity) * radius**power)
 
 
+def watermark(rgb: Tensor, severity: float, rng: np.random.Generator) -> Tensor:
+    """Lettering or a sign laid over the picture: once and large, or repeated all over it."""
+    height, width = rgb.shape[-2:]
+    layer = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(layer)
+    text = "".join(chr(int(c)) for c in rng.integers(65, 91, int(rng.integers(4, 10))))
+    size = max(8, round(min(height, width) * (0.08 + 0.22 * severity)))
+    font = ImageFont.load_default(size)
+    if rng.integers(2):
+        step = (round(2.2 * size), round(0.6 * size * (len(text) + 2)))
+        for row, y in enumerate(range(-size, height + size, step[0])):
+            for x in range(-(row % 2) * step[1] // 2, width, step[1]):
+                draw.text((x, y), text, 255, font)
+        layer = layer.rotate(float(rng.uniform(-40, 40)), Image.Resampling.BILINEAR)
+    else:
+        place = (float(rng.uniform(0, 0.4)) * width, float(rng.uniform(0.05, 0.85)) * height)
+        draw.text(place, text, 255, font)
+        if rng.integers(2):
+            draw.rectangle((place[0] - size / 4, place[1], place[0] + 0.62 * size * len(text), place[1] + 1.3 * size), None, 255, 2)
+    share = torch.from_numpy(np.array(layer)).float() / 255 * float(rng.uniform(0.35, 1.0))
+    ink = torch.full((3, 1, 1), float(rng.choice([0.0, 1.0, 1.0]))) if rng.integers(3) else torch.rand(
+        (3, 1, 1), generator=torch.Generator().manual_seed(int(rng.integers(2**31)))
+    )
+    return rgb * (1 - share) + ink * share
+
+
 def rotate(rgb: Tensor, degrees: float, fill: str) -> Tensor:
     """Rotate counter-clockwise about the centre. fill: 'crop' zooms in until no corner shows; else pad mode/colour.
 
@@ -277,5 +303,6 @@ EDITS: dict[str, Edit] = {
         Edit("oversharpened", 0.55, 0.8, False, oversharpen),
         Edit("noisy", 0.90, 1.6, False, noise),
         Edit("compressed", 0.85, 3.5, False, compress),
+        Edit("watermarked", 0.45, 1.2, False, watermark),
     )
 }

@@ -74,6 +74,7 @@ def suggestion(edit: AppliedEdit, shift: tuple[float, float]) -> str:
         "oversharpened": f"Soften the picture {how}.",
         "noisy": f"Reduce the noise {how}.",
         "compressed": f"Reduce the compression {how}.",
+        "watermarked": "Remove the lettering.",
     }[edit.name]
 
 
