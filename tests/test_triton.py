@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from calm_runtime import Calm
 from calm_runtime.errors import (
@@ -95,12 +95,25 @@ def test_the_server_gives_the_scores_of_this_process(
         here, there = calm.score(photo), remote.score(photo)
         assert abs(here.mean - there.mean) <= TOLERANCE, photo
         assert abs(here.std - there.std) <= TOLERANCE
+        assert abs(here.technical - there.technical) <= TOLERANCE
+        assert abs(here.percentile - there.percentile) <= 100 * TOLERANCE
+        assert there.frame == pytest.approx(here.frame, abs=1e-6)
         assert there.histogram == pytest.approx(here.histogram, abs=TOLERANCE)
         assert (there.scale, there.model, there.bundle) == (here.scale, here.model, here.bundle)
         assert there.attributes.keys() == here.attributes.keys()
         for name, reading in here.attributes.items():
             assert there.attributes[name].scale == reading.scale
             assert there.attributes[name].probabilities == pytest.approx(reading.probabilities, abs=TOLERANCE)
+
+
+def test_a_frame_is_left_out_there_too(remote: RemoteCalm, calm: Calm, example_photos: list[Path]) -> None:
+    stream = io.BytesIO()
+    with Image.open(example_photos[0]) as picture:
+        ImageOps.expand(picture, (80, 60, 80, 110), "black").save(stream, "PNG")
+    here, there = calm.score(stream.getvalue()), remote.score(stream.getvalue())
+    assert here.frame is not None
+    assert there.frame == pytest.approx(here.frame, abs=1e-6)
+    assert abs(here.mean - there.mean) <= TOLERANCE
 
 
 def test_a_plain_tritonclient_needs_only_the_bytes(plain_client: Any, calm: Calm, example_photos: list[Path]) -> None:
