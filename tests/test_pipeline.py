@@ -278,14 +278,16 @@ def test_forbidden_tokens_are_never_drawn(parrot: LanguageModel) -> None:
         assert {3, 7}.isdisjoint(parrot.generate(cache, [1], 9, stop=(), forbidden={3, 7}, sampling=hot))
 
 
-def test_text_holds_no_score_tokens(calm: Calm, example_photos: list[Path]) -> None:
+def test_text_holds_no_rating_tokens(calm: Calm, example_photos: list[Path]) -> None:
     look = calm.look(example_photos[0])
     # After this prompt a score token is what the model wants to say.
-    assert "<score_" not in "".join(look.answer("score", max_new_tokens=8))
+    answer = "".join(look.answer("score", max_new_tokens=8))
+    assert "<score_" not in answer
+    assert "<technical_" not in answer
     spec = calm.bundle.manifest
     _, after = calm._prompt("score")
-    barred = list(calm._llm.generate(next(iter(look._caches.values())), after, 8, (), spec.score.token_ids))
-    assert set(barred).isdisjoint(spec.score.token_ids)
+    barred = list(calm._llm.generate(next(iter(look._caches.values())), after, 8, (), spec.rating_tokens))
+    assert set(barred).isdisjoint(spec.rating_tokens)
 
 
 def test_sampling_is_repeatable_and_bounded(calm: Calm, example_photos: list[Path]) -> None:
