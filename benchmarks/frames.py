@@ -174,10 +174,7 @@ SAVED: dict[str, Callable[[Drawn], Drawn]] = {
 
 
 def edges_show(drawn: Drawn) -> bool:
-    """Whether on every framed side the photo differs from the frame, by more than 16 levels along half of the edge.
-
-    A product on white in a white frame, or a night in a black one, has no edge that anything could find.
-    """
+    """Whether on every framed side the photo differs from the frame, by more than 16 levels along half of the edge."""
     pixels = np.asarray(drawn[0], np.int16)
     left, top, right, bottom = drawn[1]
     height, width = pixels.shape[:2]
@@ -293,7 +290,7 @@ def render(report: dict[str, Any]) -> str:
         f"| **where edges show** | {shares(rows, '_with_edges')} | | |",
         "",
         f"Edges show in {showing:.1f}%: on every framed side the photo is more than 16 levels from the frame's colour along",
-        "half of the edge. The others, a product on white in a white frame or a night in a black one, nothing can tell apart.",
+        "half of the edge. Among the others are products on white in a white frame and nights in a black one.",
     ]
     if alarms:
         lines += ["", "| a frame is found in | left, top, right, bottom | has one |", "| --- | --- | --- |"]

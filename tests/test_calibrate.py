@@ -114,7 +114,8 @@ def test_int8_is_smaller_passes_its_gate_and_the_same_photos_give_the_same_bytes
     again = {stage: onnx.load_from_string(raw) for stage, raw in traced.items()}
     sources, found = quantised(again, pixels, tmp_path / "both", judge)
     assert all(row.passed for row in found.rows)
-    assert {row.decision for row in found.groups} == {"int8"}
+    kept = {row.group for row in found.groups if row.decision == "float"}
+    assert kept <= {"vision_encoder.model.embeddings"}  # the mean of random patches is small, and rounding shows in it
     assert found.groups[0].cosine == min(row.cosine for row in found.groups)
     assert sources["aligner"].stat().st_size < aligner.stat().st_size
 

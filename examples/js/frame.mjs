@@ -7,7 +7,7 @@
  * @typedef {{left: number, top: number, right: number, bottom: number}} FrameBox pixels of border on each side
  */
 
-const TOLERANCE = 16; // levels: above the noise of JPEG, below most photographs' distance from their frame
+const TOLERANCES = [16, 6]; // levels: above the noise of JPEG near an edge; for a photograph almost of the frame's colour
 const RINGING = 3; // lines before an edge in which JPEG's noise may exceed the tolerance
 const TRIM = 2; // lines beyond an edge that blending and JPEG may have mixed with the frame
 const ROUNDS = 8; // frames around one another
@@ -25,7 +25,8 @@ export function findFrame(picture) {
   const { width, height } = picture;
   let box = { left: 0, top: 0, right: 0, bottom: 0 };
   for (let round = 0; round < ROUNDS; round++) {
-    const found = outermost(windowOf(picture, box));
+    const inside = windowOf(picture, box);
+    const found = TOLERANCES.reduce((frame, tolerance) => frame ?? outermost(inside, tolerance), null);
     if (!found) break;
     const next = {
       left: box.left + found.left,
@@ -49,36 +50,36 @@ function windowOf({ data, width, height, channels = 4 }, { left, top, right, bot
   };
 }
 
-function outermost(picture) {
+function outermost(picture, tolerance) {
   const { width, height } = picture;
   if (Math.min(width, height) < SMALLEST) return null;
   const row = (y) => Array.from({ length: width }, (_, x) => picture.at(x, y));
   const column = (x) => Array.from({ length: height }, (_, y) => picture.at(x, y));
   const rows = [row(0), row(height - 1)];
   const columns = [column(0), column(width - 1)];
-  let far = farFromCommonColour(picture, [...rows, ...columns]);
+  let far = farFromCommonColour(picture, tolerance, [...rows, ...columns]);
   const found = far && fourSides(far, width, height);
   if (found) return found;
   // An object on a plain ground has straight sides more often than a ground of one colour has bars of that colour.
   const least = far ? TWO_OF_FOUR : TWO_SIDES;
-  far = farFromCommonColour(picture, rows);
+  far = farFromCommonColour(picture, tolerance, rows);
   let pair = far && twoSides(countRows(far, width, 0, width, height), width, least);
   if (pair) return { left: 0, top: pair[0], right: 0, bottom: pair[1] };
-  far = farFromCommonColour(picture, columns);
+  far = farFromCommonColour(picture, tolerance, columns);
   pair = far && twoSides(countColumns(far, width, 0, height), height, least);
   return pair && { left: pair[0], top: 0, right: pair[1], bottom: 0 };
 }
 
 /** A mask [height * width] of what is not of the lines' median colour; null unless 7/8 of every line is of it. */
-function farFromCommonColour(picture, lines) {
+function farFromCommonColour(picture, tolerance, lines) {
   const { data, width, height, at } = picture;
   const pixels = lines.flat();
   const middle = Math.floor((pixels.length - 1) / 2);
   const [red, green, blue] = [0, 1, 2].map((c) => Uint8Array.from(pixels, (p) => data[p + c]).sort()[middle]);
   const isFar = (p) =>
-    Math.abs(data[p] - red) > TOLERANCE ||
-    Math.abs(data[p + 1] - green) > TOLERANCE ||
-    Math.abs(data[p + 2] - blue) > TOLERANCE;
+    Math.abs(data[p] - red) > tolerance ||
+    Math.abs(data[p + 1] - green) > tolerance ||
+    Math.abs(data[p + 2] - blue) > tolerance;
   if (lines.some((line) => 8 * line.filter(isFar).length > line.length)) return null;
   const far = new Uint8Array(width * height);
   for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) far[i] = isFar(at(x, y)) ? 1 : 0;

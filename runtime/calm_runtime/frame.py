@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-_TOLERANCE = 16  # levels: above the noise of JPEG, below most photographs' distance from their frame
+_TOLERANCES = (16, 6)  # levels: above the noise of JPEG near an edge; for a photograph almost of the frame's colour
 _RINGING = 3  # lines before an edge in which JPEG's noise may exceed the tolerance
 _TRIM = 2  # lines beyond an edge that blending and JPEG may have mixed with the frame
 _ROUNDS = 8  # frames around one another
@@ -50,7 +50,8 @@ def find_frame(picture: Image.Image) -> FrameBox | None:
     width, height = picture.size
     left = top = right = bottom = 0
     for _ in range(_ROUNDS):
-        found = _outermost(pixels[:, top : height - bottom, left : width - right])
+        window = pixels[:, top : height - bottom, left : width - right]
+        found = next(filter(None, (_outermost(window, tolerance) for tolerance in _TOLERANCES)), None)
         if found is None:
             break
         box = FrameBox(left + found.left, top + found.top, right + found.right, bottom + found.bottom)
@@ -74,33 +75,33 @@ def crop_frame(picture: Image.Image, box: FrameBox) -> Image.Image:
     return picture.crop((box.left, box.top, picture.width - box.right, picture.height - box.bottom))
 
 
-def _outermost(pixels: _Pixels) -> FrameBox | None:
+def _outermost(pixels: _Pixels, tolerance: int) -> FrameBox | None:
     height, width = pixels.shape[1:]
     if min(height, width) < _SMALLEST:
         return None
     rows, columns = (pixels[:, 0], pixels[:, -1]), (pixels[:, :, 0], pixels[:, :, -1])
-    far = _far_from_common_colour(pixels, *rows, *columns)
+    far = _far_from_common_colour(pixels, tolerance, *rows, *columns)
     if far is not None and (found := _four_sides(far)):
         return found
     # An object on a plain ground has straight sides more often than a ground of one colour has bars of that colour.
     least = _TWO_SIDES if far is None else _TWO_OF_FOUR
-    far = _far_from_common_colour(pixels, *rows)
+    far = _far_from_common_colour(pixels, tolerance, *rows)
     if far is not None and (pair := _two_sides(_counts(far, axis=1), width, least)):
         return FrameBox(0, pair[0], 0, pair[1])
-    far = _far_from_common_colour(pixels, *columns)
+    far = _far_from_common_colour(pixels, tolerance, *columns)
     if far is not None and (pair := _two_sides(_counts(far, axis=0), height, least)):
         return FrameBox(pair[0], 0, pair[1], 0)
     return None
 
 
-def _far_from_common_colour(pixels: _Pixels, *lines: _Pixels) -> _Mask | None:
+def _far_from_common_colour(pixels: _Pixels, tolerance: int, *lines: _Pixels) -> _Mask | None:
     """Mask [H, W] of what is not of the lines' median colour; None unless 7/8 of every line is of it."""
     ring = np.concatenate(lines, axis=1)
     middle = (ring.shape[1] - 1) // 2
     ring.partition(middle, axis=1)
     colour = ring[:, middle].astype(np.int16)
-    low = np.maximum(colour - _TOLERANCE, 0).astype(np.uint8)
-    span = np.minimum(colour + _TOLERANCE, 255).astype(np.uint8) - low
+    low = np.maximum(colour - tolerance, 0).astype(np.uint8)
+    span = np.minimum(colour + tolerance, 255).astype(np.uint8) - low
     if any(8 * np.count_nonzero(_far(line, low, span)) > line.shape[1] for line in lines):
         return None
     return _far(pixels, low, span)
