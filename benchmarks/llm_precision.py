@@ -86,7 +86,7 @@ def main(photos: Path, checkpoint: str) -> None:
         spec = llm_spec(model.config.text_config)
         text = TextTokenizer(work / "tokenizer.json", spec.bos_token_id)
         pixels = parity.pixel_batch((photo.picture for photo in parity_photos(info.photo, photos, ())), info.photo)
-        score_ids = list(model.config.score_token_ids)
+        rating_ids = parity.rating_ids(model.config)
         reference = parity.torch_side(model, pixels, info.prompts["score"], text)
         images = reference.features["image_embeds"]
         export_embed_tokens(model, work / "embed.safetensors", torch.float32)
@@ -101,12 +101,14 @@ def main(photos: Path, checkpoint: str) -> None:
         comments = []
         for image in images[:COMMENTED]:
             _, cache = llms["fp32"].prefill(np.concatenate([llms["fp32"].embed(before), image])[None])
-            barred = {*score_ids, spec.bos_token_id, spec.pad_token_id} - {spec.eos_token_id}
+            barred = {*rating_ids.scores, *rating_ids.technical, spec.bos_token_id, spec.pad_token_id} - {
+                spec.eos_token_id
+            }
             written = llms["fp32"].generate(cache, after, LONGEST, stop={spec.eos_token_id}, forbidden=barred)
             comments.append(list(written))
         rows: list[dict[str, Any]] = []
         for precision, llm in track(llms.items(), "following comments", console=bar):
-            scores = parity.onnx_scores(llm, images, info.prompts["score"], text, score_ids)
+            scores = parity.onnx_ratings(llm, images, info.prompts["score"], text, rating_ids).scores
             same, loss, count = 0, 0.0, 0
             for image, ids in zip(images, comments, strict=False):
                 logits = follow(llm, image, before, after, ids)
@@ -115,7 +117,7 @@ def main(photos: Path, checkpoint: str) -> None:
                 log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
                 loss += float((log_sum - logits[np.arange(len(ids)), ids]).sum())
                 count += len(ids)
-            difference = np.abs(scores - reference.scores)
+            difference = np.abs(scores - reference.ratings.scores)
             gate = parity.MAX_SCORE_DIFFERENCE[precision]
             rows.append(
                 {
@@ -123,14 +125,16 @@ def main(photos: Path, checkpoint: str) -> None:
                     "megabytes": round(sizes[precision], 2),
                     "score_difference_max": round(float(difference.max()), 4),
                     "score_difference_mean": round(float(difference.mean()), 4),
-                    "srcc": round(srcc(reference.scores, scores), 5),
+                    "srcc": round(srcc(reference.ratings.scores, scores), 5),
                     "top1_agreement": round(same / count, 4),
                     "perplexity": round(math.exp(loss / count), 4),
                     "gate": gate,
-                    "passes": bool(difference.max() <= gate and srcc(reference.scores, scores) >= parity.MIN_SRCC),
+                    "passes": bool(
+                        difference.max() <= gate and srcc(reference.ratings.scores, scores) >= parity.MIN_SRCC
+                    ),
                 }
             )
-        mind = sensitivity(model, torch.from_numpy(images), info.prompts["score"], text, reference.scores, bar)
+        mind = sensitivity(model, torch.from_numpy(images), info.prompts["score"], text, reference.ratings.scores, bar)
     header = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from calm_runtime.photo import PhotoSpec
 from calm_train.data import PairDataset
 from calm_train.library import Picture
-from calm_train.taste_teacher import TasteTeacher, lower_disliked
+from calm_train.taste_teacher import TasteTeacher, order_pairs
 
 _dataset: PairDataset | None = None  # of the process that makes views: forked, so that pictures are not copied
 
@@ -82,5 +82,5 @@ class PreparedTeacher:
     """Hands the labels of prepared views to the stage."""
 
     def pair_histograms(self, batch: dict[str, Tensor]) -> Tensor:
-        """votes [2P, 10] and disliked_gap [P] of a batch -> [2P, 10]."""
-        return lower_disliked(batch["votes"], batch["disliked_gap"])
+        """votes [2P, 10] of a batch -> [2P, 10]."""
+        return order_pairs(batch["votes"], batch)

@@ -62,14 +62,14 @@ class Subject:
             self.model, _, info = load_checkpoint(CHECKPOINT)
             self.spec = info.photo
             text = TextTokenizer(CHECKPOINT / "tokenizer.json", self.model.config.text_config.bos_token_id)
-            self.read = lambda embeds: parity.torch_scores(self.model, embeds, info.prompts["score"], text)
+            self.read = lambda embeds: parity.torch_ratings(self.model, embeds, info.prompts["score"], text)
         else:
             self.model = CalmForConditionalGeneration(config_of(size)).eval()
             self.spec = PhotoSpec(size=self.model.config.vision_config.image_size)
 
     def seen(self, features: dict[str, parity.Array]) -> parity.Seen:
-        scores = self.read(features["image_embeds"]) if self.read else np.empty(0)
-        return parity.Seen(features, scores)
+        none = parity.Ratings(np.empty(0), np.empty(0))
+        return parity.Seen(features, self.read(features["image_embeds"]) if self.read else none)
 
 
 def measure(size: str, photos: Path | None, calibration: Path | None, engines: bool, say: Any) -> dict[str, Any]:
@@ -90,7 +90,8 @@ def measure(size: str, photos: Path | None, calibration: Path | None, engines: b
 
         def judge(features: dict[str, parity.Array]) -> list[Any]:
             rows = parity.feature_rows(reference, features, "int8")
-            return rows + (parity.score_rows(reference, subject.seen(features).scores, "int8") if subject.read else [])
+            read = parity.rating_rows(reference, subject.seen(features).ratings, "int8") if subject.read else []
+            return rows + read
 
         protos = cpu_graphs(subject.model, "int8")
         found = quantise(protos, chosen, (judged, judge), coarse, work / "cpu", CPU_SCHEME, say)
@@ -134,9 +135,10 @@ def quality(reference: parity.Seen, found: parity.Seen) -> dict[str, float | Non
     """Smallest cosine of the features; difference and rank correlation of the scores where there are some."""
     cosines = [float(cosine_per_photo(reference.features[name], value).min()) for name, value in found.features.items()]
     row: dict[str, float | None] = {"cosine": round(min(cosines), 6), "score_difference": None, "srcc": None}
-    if len(found.scores):
-        row["score_difference"] = round(float(np.abs(reference.scores - found.scores).max()), 4)
-        row["srcc"] = round(srcc(reference.scores, found.scores), 5)
+    expected, scores = reference.ratings.scores, found.ratings.scores
+    if len(scores):
+        row["score_difference"] = round(float(np.abs(expected - scores).max()), 4)
+        row["srcc"] = round(srcc(expected, scores), 5)
     return row
 
 

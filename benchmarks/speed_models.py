@@ -148,6 +148,7 @@ def _write_edge(folder: Path) -> None:
     nano, tokenizer, info = load_checkpoint(NANO)
     config = describe_config(load_recipe("edge"))
     config.score_token_ids = nano.config.score_token_ids
+    config.technical_token_ids = nano.config.technical_token_ids
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config.text_config, key, getattr(nano.config.text_config, key))
     torch.manual_seed(0)

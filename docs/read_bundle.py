@@ -1,7 +1,8 @@
 """Score photos with a CALM bundle and nothing of CALM: onnxruntime, numpy, Pillow and tokenizers.
 
 The companion of bundle.md, as short as it can be: `python read_bundle.py BUNDLE PHOTO...` prints one JSON object per
-photo with its score, spread and attributes.
+photo with its score, technical rating, percentile, spread and attributes. It leaves out no frames: give it photographs
+without a border, or cut the border off before, as bundle.md says.
 """
 
 import json
@@ -62,6 +63,8 @@ def to_pixel_values(picture: Image.Image, spec: dict) -> np.ndarray:
     size = spec["size"]
     scale = size / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
+    if spec["fit"] == "stretch":
+        width = height = size
     canvas = Image.new("RGB", (size, size), tuple(spec["pad_color"]))
     resized = picture.resize((width, height), Image.Resampling.BICUBIC)
     canvas.paste(resized, ((size - width) // 2, (size - height) // 2))
@@ -123,12 +126,14 @@ def main(bundle: Path, photos: list[str]) -> None:
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # text is text, even when it spells a special token
     table = read_embed_tokens(bundle / "embed_tokens.safetensors")
-    llm, score = manifest["llm"], manifest["score"]
+    llm, score, technical = (manifest[key] for key in ("llm", "score", "technical"))
+    quantiles = manifest["reference"]["quantiles"]
     before, after = split_prompt(manifest["prompts"]["score"], tokenizer, llm["bos_token_id"])
 
     for photo in photos:
         pixels = to_pixel_values(decode(photo, manifest["photo"]), manifest["photo"])
         hidden = run(sessions["vision_encoder"], {"pixel_values": pixels})
+        del hidden["photo_embeds"]  # the photo as one vector, for other uses
         aligned = run(sessions["aligner"], hidden)
         image_embeds = aligned["image_embeds"]  # [1, T, D]
         embeds = np.concatenate([table[before][None], image_embeds, table[after][None]], axis=1).astype(np.float32)
@@ -141,9 +146,12 @@ def main(bundle: Path, photos: list[str]) -> None:
         histogram = softmax(logits[score["token_ids"]])
         ratings = np.arange(score["low"], score["high"] + 1)
         mean = histogram @ ratings
+        undamaged = softmax(logits[technical["token_ids"]]) @ ratings
+        percentile = np.interp(mean, quantiles, np.linspace(0, 100, len(quantiles)))
         spread = np.sqrt(max(0.0, histogram @ ratings**2 - mean**2))
         attributes = name_levels(manifest["attributes"], softmax(aligned["attribute_logits"][0]))
-        print(json.dumps({"path": photo, "score": mean, "std": spread, "attributes": attributes}))
+        told = {"score": mean, "technical": undamaged, "percentile": percentile, "std": spread}
+        print(json.dumps({"path": photo, **told, "attributes": attributes}))
 
 
 if __name__ == "__main__":

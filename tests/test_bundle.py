@@ -102,6 +102,48 @@ def test_another_format_version_is_refused(copy: Path) -> None:
         open_bundle(copy)
 
 
+def test_an_older_bundle_is_refused_with_the_command_that_makes_it_again(copy: Path) -> None:
+    record = json.loads((copy / MANIFEST).read_bytes())
+    for key in ("technical", "reference"):
+        del record[key]
+    (copy / MANIFEST).write_text(json.dumps({**record, "format_version": 1}))
+    with pytest.raises(BundleCorrupt, match="format version 1.* calm export CHECKPOINT -o "):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda spec: msgspec.structs.replace(spec, token_ids=spec.token_ids[1:]), "do not cover the scale"),
+        (lambda spec: msgspec.structs.replace(spec, low=0, token_ids=(0, *spec.token_ids)), "different scales"),
+        (
+            lambda spec: msgspec.structs.replace(spec, token_ids=(spec.token_ids[1], *spec.token_ids[1:])),
+            "not distinct",
+        ),
+        (lambda spec: msgspec.structs.replace(spec, token_ids=(10**6, *spec.token_ids[1:])), "vocabulary"),
+    ],
+)
+def test_ratings_are_read_from_tokens_of_their_own(copy: Path, change: Any, cause: str) -> None:
+    rewrite(copy, lambda manifest: msgspec.structs.replace(manifest, technical=change(manifest.technical)))
+    with pytest.raises(BundleCorrupt, match=cause):
+        open_bundle(copy)
+
+
+def test_both_questions_do_not_share_a_token(copy: Path) -> None:
+    rewrite(copy, lambda manifest: msgspec.structs.replace(manifest, technical=manifest.score))
+    with pytest.raises(BundleCorrupt, match="not distinct"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("quantiles", [[5.0], [5.0] * 100 + [4.0]], ids=["too few", "falling"])
+def test_a_reference_that_is_none(copy: Path, quantiles: list[float]) -> None:
+    record = json.loads((copy / MANIFEST).read_bytes())
+    record["reference"]["quantiles"] = quantiles
+    (copy / MANIFEST).write_text(json.dumps(record))
+    with pytest.raises(BundleCorrupt, match="101 ascending quantiles"):
+        open_bundle(copy)
+
+
 def test_a_graph_that_is_not_listed_is_not_run(copy: Path) -> None:
     def change(manifest: Manifest) -> Manifest:
         files = {name: entry for name, entry in manifest.files.items() if name != "aligner.onnx"}

@@ -77,10 +77,15 @@ def test_a_reader_of_the_specification_gets_the_same_scores(tiny_bundle: Path, t
     assert list(found) == [str(photo) for photo in photos]
     with Calm.load(tiny_bundle) as calm:
         expected = {str(photo): calm.score(photo) for photo in photos}
-    assert np.std([score.mean for score in expected.values()]) > 0.1  # or agreement would mean nothing
+        reference = calm.bundle.manifest.reference
+    assert np.std([score.mean for score in expected.values()]) > 0.05  # or agreement would mean nothing
     for photo, score in expected.items():
         assert abs(score.mean - found[photo]["score"]) <= 0.01, photo
         assert abs(score.std - found[photo]["std"]) <= 0.01, photo
+        assert abs(score.technical - found[photo]["technical"]) <= 0.01, photo
+        among = reference.percentile(found[photo]["score"])
+        assert found[photo]["percentile"] == pytest.approx(among, abs=1e-6)
+        assert score.frame is None  # the program leaves out none
         assert found[photo]["attributes"].keys() == score.attributes.keys()
         for name, reading in score.attributes.items():
             assert found[photo]["attributes"][name]["probabilities"] == pytest.approx(reading.probabilities, abs=0.01)
@@ -95,7 +100,7 @@ def test_the_specification_names_every_key_of_the_manifest(tiny_bundle: Path) ->
     page = SPECIFICATION.read_text("utf-8")
     manifest = json.loads((tiny_bundle / "manifest.json").read_bytes())
     names = set(manifest)
-    for section in ("model", "photo", "visual_tokens", "score", "llm", "provenance"):
+    for section in ("model", "photo", "visual_tokens", "score", "technical", "reference", "llm", "provenance"):
         names |= manifest[section].keys()
     for section in ("graphs", "attributes", "golden", "parity"):
         names |= manifest[section][0].keys()

@@ -46,6 +46,7 @@ from calm_train.model import CalmForConditionalGeneration
 
 SPEC = PhotoSpec(size=48)
 PHOTOS = 9
+NOT_READ = parity.Ratings(np.empty(0), np.empty(0))
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +110,12 @@ def test_int8_is_smaller_passes_its_gate_and_the_same_photos_give_the_same_bytes
     part = first[0].graph
     aligner = tmp_path / "aligner.onnx"
     aligner.write_bytes(traced["aligner"])
-    reference = parity.Seen(parity.onnx_features(part, aligner, pixels), np.empty(0))
+    reference = parity.Seen(parity.onnx_features(part, aligner, pixels), NOT_READ)
     again = {stage: onnx.load_from_string(raw) for stage, raw in traced.items()}
     sources, found = quantised(again, pixels, tmp_path / "both", judge)
     assert all(row.passed for row in found.rows)
-    assert {row.decision for row in found.groups} == {"int8"}
+    kept = {row.group for row in found.groups if row.decision == "float"}
+    assert kept <= {"vision_encoder.model.embeddings"}  # the mean of random patches is small, and rounding shows in it
     assert found.groups[0].cosine == min(row.cosine for row in found.groups)
     assert sources["aligner"].stat().st_size < aligner.stat().st_size
 
@@ -128,7 +130,7 @@ def test_fp8_and_int4_engines_hold_the_gate_and_are_built(
     plain, sources = ({stage: tmp_path / f"{kind}-{stage}.onnx" for stage in STAGES} for kind in ("fp16", rounding))
     for stage, proto in source_graphs(model, "fp16").items():
         write_graph(proto, plain[stage])
-    reference = parity.Seen(parity.onnx_features(plain["vision_encoder"], plain["aligner"], pixels), np.empty(0))
+    reference = parity.Seen(parity.onnx_features(plain["vision_encoder"], plain["aligner"], pixels), NOT_READ)
 
     def judge(features: dict[str, parity.Array]) -> list[ParityRow]:
         return parity.feature_rows(reference, features, rounding)

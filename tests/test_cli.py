@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,8 @@ import pytest
 from calm_runtime.bundle import MANIFEST, Golden, encode_manifest, file_sha256, open_bundle, sign_manifest
 
 CALM = [sys.executable, "-c", "from calm_runtime.cli import main; main()"]
-RECORD = ["path", "score", "std", "histogram", "scale", "attributes", "model", "bundle", "ms"]
+RECORD = ["path", "score", "technical", "percentile", "std", "histogram", "scale", "frame", "attributes", "model",
+          "bundle", "ms"]  # fmt: skip
 
 
 def run(*arguments: str | Path | int, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -54,6 +56,9 @@ def test_json_is_one_record_per_photo_in_input_order(nano_bundle: Path, example_
         assert len(record["histogram"]) == 10
         assert record["scale"] == [1, 10]
         assert 1 <= record["score"] <= 10
+        assert 1 <= record["technical"] <= 10
+        assert 0 <= record["percentile"] <= 100
+        assert record["frame"] is None
         assert record["ms"]["total"] > 0
 
 
@@ -71,18 +76,22 @@ def test_good_and_bad_photos_mix(nano_bundle: Path, folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_people_see_a_block_per_photo_within_eighty_columns(nano_bundle: Path, folder: Path) -> None:
-    done = run("score", folder, folder / "no\nsuch [red]photo.jpg", "--bundle", nano_bundle)
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_people_see_a_block_per_photo_within_their_columns(nano_bundle: Path, folder: Path, columns: int) -> None:
+    shown = {"COLUMNS": str(columns)}
+    done = run("score", folder, folder / "no\nsuch [red]photo.jpg", "--bundle", nano_bundle, env=shown)
     assert done.returncode == 1
-    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert max(len(line) for line in done.stdout.splitlines()) <= columns
+    assert len(re.findall(r"better than \d+ of 100; technical \d+\.\d", done.stdout)) == 3  # each on one line
     for word in ("Score", "Spread", "Ratings", "Light & colour", "Composition", "Impression", "not scored", "[red]"):
         assert word in done.stdout
     assert "3 scored" in done.stdout
     assert "2 failed" in done.stdout
 
 
-def test_details_show_every_attribute(nano_bundle: Path, example_photos: list[Path]) -> None:
-    done = run("score", example_photos[0], "--details", "--bundle", nano_bundle)
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_details_show_every_attribute(nano_bundle: Path, example_photos: list[Path], columns: str) -> None:
+    done = run("score", example_photos[0], "--details", "--bundle", nano_bundle, env={"COLUMNS": columns})
     record = json.loads(run("score", example_photos[0], "--json", "--bundle", nano_bundle).stdout)
     for name, reading in record["attributes"].items():
         assert name in done.stdout
@@ -141,14 +150,15 @@ def test_check_passes_and_finds_damage(nano_bundle: Path, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("shift", "code"), [(0.0, 0), (0.5, 1)])
+@pytest.mark.parametrize(("shift", "code"), [((0, 0, 0), 0), ((0.5, 0, 0), 1), ((0, 0.5, 0), 1), ((0, 0, 0.5), 1)])
 def test_check_compares_known_scores(
-    nano_bundle: Path, example_photos: list[Path], tmp_path: Path, shift: float, code: int
+    nano_bundle: Path, example_photos: list[Path], tmp_path: Path, shift: tuple[float, float, float], code: int
 ) -> None:
     bundle = Path(shutil.copytree(nano_bundle, tmp_path / "bundle"))
     photo = example_photos[0]
     record = json.loads(run("score", photo, "--json", "--bundle", bundle).stdout)
-    golden = Golden(photo.name, file_sha256(photo), record["score"] + shift, record["std"])
+    known = (record[key] + off for key, off in zip(("score", "std", "technical"), shift, strict=True))
+    golden = Golden(photo.name, file_sha256(photo), *known)
     manifest = msgspec.structs.replace(open_bundle(bundle).manifest, golden=(golden,))
     (bundle / MANIFEST).write_bytes(encode_manifest(sign_manifest(manifest)))
     done = run("check", "--bundle", bundle)

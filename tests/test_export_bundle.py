@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from click.testing import CliRunner
@@ -31,7 +32,9 @@ def test_the_bundle_opens_and_scores_as_its_golden_scores_say(tiny_bundle: Path,
     with Calm.load(tiny_bundle) as calm:
         for golden, path in zip(opened.manifest.golden, tiny_options.examples, strict=True):
             assert golden.photo == path.name
-            assert calm.score(path).mean == pytest.approx(golden.score, abs=1e-4)
+            score = calm.score(path)
+            assert score.mean == pytest.approx(golden.score, abs=1e-4)
+            assert score.technical == pytest.approx(golden.technical, abs=1e-4)
 
 
 def test_the_manifest_says_where_the_bundle_comes_from_and_how_it_was_proven(tiny_bundle: Path) -> None:
@@ -39,6 +42,9 @@ def test_the_manifest_says_where_the_bundle_comes_from_and_how_it_was_proven(tin
     assert all(row.passed for row in manifest.parity)
     assert {row.photos for row in manifest.parity if row.stage != "bundle"} == {100}
     assert {row.stage for row in manifest.parity} == {"vision_encoder", "aligner", "llm", "bundle"}
+    assert {"photo_embeds cosine min", "technical difference max", "technical SRCC"} <= {
+        r.metric for r in manifest.parity
+    }
     assert {"torch", "onnxruntime", "onnxruntime-genai"} <= manifest.provenance.tools.keys()
     assert len(manifest.provenance.checkpoint_sha256) == 64
     assert str(Path.home()) not in (tiny_bundle / "manifest.json").read_text()
@@ -92,14 +98,18 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tiny_checkpoint: Path, tmp
 
 
 def test_scores_that_drift_or_change_order_miss_the_gate() -> None:
-    reference = parity.Seen({}, np.linspace(1, 10, 100))
-    assert all(row.passed for row in parity.score_rows(reference, reference.scores + 0.01, "fp32"))
-    drifted = parity.score_rows(reference, reference.scores + 0.2, "int8")
-    assert [row.passed for row in drifted] == [False, True]
-    shuffled = np.random.default_rng(0).permutation(reference.scores)
-    assert [row.passed for row in parity.score_rows(reference, shuffled, "int8")] == [False, False]
-    constant = parity.Seen({}, np.full(100, 5.0))
-    assert not parity.score_rows(constant, constant.scores, "fp32")[1].passed
+    scores, technical = np.linspace(1, 10, 100), np.linspace(9, 2, 100)
+    reference = parity.Seen({}, parity.Ratings(scores, technical))
+
+    def passed(*ratings: npt.NDArray[np.float64], precision: str = "int8") -> list[bool]:
+        return [row.passed for row in parity.rating_rows(reference, parity.Ratings(*ratings), precision)]
+
+    assert passed(scores + 0.01, technical - 0.01, precision="fp32") == [True, True, True, True]
+    assert passed(scores + 0.2, technical) == [False, True, True, True]
+    assert passed(scores, technical + 0.2) == [True, True, False, True]
+    assert passed(np.random.default_rng(0).permutation(scores), technical) == [False, False, True, True]
+    constant = parity.Seen({}, parity.Ratings(np.full(100, 5.0), technical))
+    assert not parity.rating_rows(constant, constant.ratings, "fp32")[1].passed
 
 
 def test_a_missed_gate_is_told_with_its_numbers() -> None:

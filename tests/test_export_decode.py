@@ -86,7 +86,7 @@ def test_the_second_is_loaded_with_the_first_text_and_writes_all_of_it(
         _, cache = llm.prefill(embeds)
         logits, cache = llm.prefill(llm.embed(after)[None], cache)
         spec = calm.bundle.manifest
-        barred = [*spec.score.token_ids, spec.llm.bos_token_id, spec.llm.pad_token_id]
+        barred = [*spec.rating_tokens, spec.llm.bos_token_id, spec.llm.pad_token_id]
         tokens: list[int] = []
         while len(tokens) < 12:
             logits[0, [t for t in barred if t != spec.llm.eos_token_id]] = -np.inf

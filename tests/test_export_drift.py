@@ -37,7 +37,7 @@ def test_drift_is_refused_unless_allowed_and_then_told(
     assert manifest.drift_allowed
     assert manifest.provenance.options["allow_drift"] == "yes"
     missed = [row.metric for row in manifest.parity if not row.passed]
-    assert missed == ["score difference max", "golden score difference max"]
+    assert missed == [f"{where}{what} difference max" for where in ("", "golden ") for what in ("score", "technical")]
 
     plain = CliRunner().invoke(check, ["--bundle", str(tmp_path / "bundle"), "--json"], standalone_mode=False)
     assert plain.return_value == 1

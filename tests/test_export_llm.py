@@ -36,7 +36,7 @@ def with_llm(text: PretrainedConfig) -> CalmForConditionalGeneration:
     base = make_config()
     config = CalmConfig(
         base.vision_config, text, queries=base.queries, qformer_layers=1, qformer_heads=2, taps=(1, 2, 3), cue_width=16,
-        score_token_ids=tuple(base.score_token_ids),
+        score_token_ids=tuple(base.score_token_ids), technical_token_ids=tuple(base.technical_token_ids),
     )  # fmt: skip
     return CalmForConditionalGeneration(config).eval()
 

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from calm_export.packs import PACK, make_pack
 from calm_runtime import Calm
@@ -69,8 +70,8 @@ def pack(nano_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def five_photos(example_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two as they are; a large one that decoders shrink, turned by its EXIF tag; a transparent one; a grey one."""
+def six_photos(example_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two as they are; a large one that decoders shrink, turned by its EXIF tag; a transparent, a grey and a framed one."""
     folder = tmp_path_factory.mktemp("photos")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -80,8 +81,10 @@ def five_photos(example_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
         faded = coffee.convert("RGBA")
     faded.putalpha(Image.linear_gradient("L").resize(faded.size))
     faded.save(folder / "faded.png")
+    with Image.open(example_folder / "cat.jpg") as cat:
+        ImageOps.expand(cat, (60, 40, 60, 90), "white").save(folder / "framed.jpg", quality=92)
     return [example_folder / "rocket.jpg", example_folder / "coffee_blurred.jpg", example_folder / "cameraman.jpg",
-            folder / "large_turned.jpg", folder / "faded.png"]  # fmt: skip
+            folder / "large_turned.jpg", folder / "faded.png", folder / "framed.jpg"]  # fmt: skip
 
 
 def assert_same_scores(found: list[dict[str, Any]], photos: list[Path], calm: Calm) -> None:
@@ -90,10 +93,16 @@ def assert_same_scores(found: list[dict[str, Any]], photos: list[Path], calm: Ca
     for record, score, photo in zip(found, expected, photos, strict=True):
         assert abs(record["score"] - score.mean) <= BOUND, photo
         assert abs(record["std"] - score.std) <= BOUND, photo
+        assert abs(record["technical"] - score.technical) <= BOUND, photo
+        among = calm.bundle.manifest.reference.percentile(record["score"])
+        assert record["percentile"] == pytest.approx(among, abs=1e-6)
+        assert record["frame"] == (None if score.frame is None else pytest.approx(score.frame, abs=0.01))
         assert record["histogram"] == pytest.approx(score.histogram, abs=BOUND)
         assert record["attributes"].keys() == score.attributes.keys()
         for name, reading in score.attributes.items():
             assert record["attributes"][name]["probabilities"] == pytest.approx(reading.probabilities, abs=0.1)
+        keys = list(score.to_json())
+        assert [key for key in record if key != "path"] == keys
         assert (record["model"], record["bundle"]) == (score.model, score.bundle)
         assert record["ms"]["total"] > 0
 
@@ -136,18 +145,28 @@ def test_reducing_is_pillows_to_the_last_bit_and_drops_a_fourth_channel(node: st
     assert np.array_equal(found.reshape(expected.shape), expected)
 
 
-@pytest.mark.parametrize("size", [(90, 61), (61, 90), (1000, 333)])
-def test_pixel_values_are_the_runtimes(node: str, size: tuple[int, int]) -> None:
-    spec = PhotoSpec(size=64)
+@pytest.mark.parametrize(
+    ("fit", "size"), [("pad", (90, 61)), ("pad", (61, 90)), ("pad", (1000, 333)), ("stretch", (90, 61)),
+                      ("stretch", (1000, 333)), ("stretch", (300, 400))]
+)  # fmt: skip
+def test_pixel_values_are_the_runtimes(node: str, fit: Literal["pad", "stretch"], size: tuple[int, int]) -> None:
+    spec = PhotoSpec(size=64, fit=fit)
     picture = random_picture(*size)
     longer = max(size)
     factor = next((n for n in (8, 4, 2) if longer // n >= 2 * spec.size), 1)
-    spec_json = json.dumps({"size": 64, "pad_color": spec.pad_color, "mean": spec.mean, "std": spec.std})
     script = f"""const [width, height] = {list(size)};
-        const values = picture.toPixelValues({{ data: readFileSync(0), width, height, channels: 3 }}, {spec_json});
+        const shrunk = picture.shrink({{ data: readFileSync(0), width, height, channels: 3 }}, {spec.size});
+        const values = picture.toPixelValues(shrunk, {msgspec.json.encode(spec).decode()});
         process.stdout.write(new Uint8Array(values.buffer));"""
     found = np.frombuffer(run_in_node(node, script, picture.tobytes()), "<f4").reshape(3, 64, 64)
     assert np.array_equal(found, to_pixel_values(picture.reduce(factor) if factor > 1 else picture, spec))
+
+
+def test_cropping_drops_the_border_alone(node: str) -> None:
+    picture = random_picture(23, 17)
+    script = """const from = { data: readFileSync(0), width: 23, height: 17, channels: 3 };
+        process.stdout.write(picture.crop(from, { left: 3, top: 1, right: 0, bottom: 5 }).data);"""
+    assert run_in_node(node, script, picture.tobytes()) == picture.crop((3, 1, 23, 12)).tobytes()
 
 
 @pytest.mark.parametrize("folder", [NODE_EXAMPLE, WEB_EXAMPLE, BROWSER_DRIVER], ids=lambda folder: folder.name)
@@ -169,20 +188,20 @@ def run(command: list[str], *arguments: Path) -> tuple[int, list[dict[str, Any]]
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
-def test_node_scores_five_photos_as_python_and_one_bad_file_costs_nothing(
-    node_example: list[str], pack: Path, five_photos: list[Path], calm: Calm, tmp_path: Path
+def test_node_scores_six_photos_as_python_and_one_bad_file_costs_nothing(
+    node_example: list[str], pack: Path, six_photos: list[Path], calm: Calm, tmp_path: Path
 ) -> None:
     bad = [tmp_path / "note.jpg", tmp_path / "empty.jpg", tmp_path / "tiny.png", tmp_path / "missing.jpg"]
     bad[0].write_text("not a picture")
     bad[1].touch()
     Image.new("RGB", (8, 8)).save(bad[2])
-    code, records, errors = run(node_example, pack, *bad, *five_photos)
+    code, records, errors = run(node_example, pack, *bad, *six_photos)
     assert code == 1, errors
-    assert [record["path"] for record in records] == [str(path) for path in (*bad, *five_photos)]
+    assert [record["path"] for record in records] == [str(path) for path in (*bad, *six_photos)]
     told = [record["error"]["message"] for record in records[:4]]
     for message, cause in zip(told, ("not a picture", "empty", "8 x 8 pixels", "cannot be read"), strict=True):
         assert cause in message
-    assert_same_scores(records[4:], five_photos, calm)
+    assert_same_scores(records[4:], six_photos, calm)
 
 
 def test_node_leaves_nothing_of_onnx_runtimes_telemetry(
@@ -199,10 +218,10 @@ def test_node_leaves_nothing_of_onnx_runtimes_telemetry(
     [("llm.onnx", "llm.onnx has changed"), (PACK, "pack.json has changed"), ("prompt_embeds.f32", "cannot be read")],
 )
 def test_node_refuses_a_changed_pack(
-    node_example: list[str], pack: Path, five_photos: list[Path], tmp_path: Path, name: str, message: str
+    node_example: list[str], pack: Path, six_photos: list[Path], tmp_path: Path, name: str, message: str
 ) -> None:
     changed = damaged(pack, tmp_path / "changed", name, remove=message == "cannot be read")
-    code, records, errors = run(node_example, changed, five_photos[0])
+    code, records, errors = run(node_example, changed, six_photos[0])
     assert (code, records) == (2, [])
     assert message in errors
     assert "    at " not in errors  # no stack trace
@@ -256,18 +275,18 @@ def browse(node: str, chromium: str, url: str, *photos: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_the_page_scores_five_photos_as_python_and_asks_no_other_server(
-    node: str, chromium: str, site: tuple[str, Path], pack: Path, five_photos: list[Path], calm: Calm, tmp_path: Path
+def test_the_page_scores_six_photos_as_python_and_asks_no_other_server(
+    node: str, chromium: str, site: tuple[str, Path], pack: Path, six_photos: list[Path], calm: Calm, tmp_path: Path
 ) -> None:
     address, folder = site
     (folder / "pack").symlink_to(pack)
     note = tmp_path / "note.txt"
     note.write_text("not a picture")
-    said = browse(node, chromium, f"{address}/web/?pack=../pack", *five_photos, note)
+    said = browse(node, chromium, f"{address}/web/?pack=../pack", *six_photos, note)
     assert said["state"] == "ready", said["status"]
     *scored, refused = said["results"]
-    assert_same_scores([card["result"] for card in scored], five_photos, calm)
-    for card, photo in zip(scored, five_photos, strict=True):
+    assert_same_scores([card["result"] for card in scored], six_photos, calm)
+    for card, photo in zip(scored, six_photos, strict=True):
         assert (card["photo"], card["bars"]) == (photo.name, 10)
         assert float(card["shown"]) == pytest.approx(card["result"]["score"], abs=0.051)
         assert card["attributes"] == len(calm.bundle.manifest.attributes)
@@ -282,11 +301,11 @@ def test_the_page_scores_five_photos_as_python_and_asks_no_other_server(
 
 
 def test_the_page_says_what_is_wrong_with_a_pack(
-    node: str, chromium: str, site: tuple[str, Path], pack: Path, five_photos: list[Path]
+    node: str, chromium: str, site: tuple[str, Path], pack: Path, six_photos: list[Path]
 ) -> None:
     address, folder = site
     damaged(pack, folder / "pack", "aligner.onnx", remove=False)
-    said = browse(node, chromium, f"{address}/web/?pack=../pack", five_photos[0])
+    said = browse(node, chromium, f"{address}/web/?pack=../pack", six_photos[0])
     assert said["state"] == "failed"
     assert "aligner.onnx has changed" in said["status"]
     assert said["results"] == []

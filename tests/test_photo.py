@@ -12,10 +12,11 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from calm_runtime.errors import (
     PhotoError,
@@ -25,7 +26,7 @@ from calm_runtime.errors import (
     PhotoTooSmall,
     PhotoUnreadable,
 )
-from calm_runtime.photo import PhotoLimits, PhotoSpec, load_photo, to_pixel_values
+from calm_runtime.photo import PhotoLimits, PhotoSpec, leave_out_frame, load_photo, to_model_size, to_pixel_values
 
 SPEC = PhotoSpec()
 
@@ -125,6 +126,28 @@ def test_shrinking_keeps_twice_the_models_size_and_the_look(kind: str) -> None:
     small = load_photo(encode(big, kind))
     assert 2 * SPEC.size <= max(small.size) < 3000
     assert np.abs(to_pixel_values(small, SPEC) - to_pixel_values(big, SPEC)).mean() < 0.03
+
+
+@pytest.mark.parametrize("size", [(300, 200), (90, 400), (640, 480)])
+def test_a_stretched_picture_fills_the_square(size: tuple[int, int]) -> None:
+    picture = gradient(*size)
+    spec = PhotoSpec(size=96, fit="stretch")
+    expected = np.asarray(picture.resize((96, 96), Image.Resampling.BICUBIC), np.float32) / 255
+    shown = to_pixel_values(picture, spec).transpose(1, 2, 0) * spec.std + np.array(spec.mean)
+    assert np.allclose(shown, expected, atol=1e-5)
+    small = to_model_size(picture, spec)
+    assert np.array_equal(to_pixel_values(small, spec), to_pixel_values(picture, spec))
+
+
+def test_a_frame_is_left_out_and_told_in_shares() -> None:
+    picture = gradient(300, 200)
+    framed = ImageOps.expand(picture, (60, 40, 60, 90), (250, 250, 250))
+    read, frame = leave_out_frame(framed, SPEC)
+    assert frame == pytest.approx((60 / 420, 40 / 330, 60 / 420, 90 / 330), abs=0.01)
+    assert np.abs(np.asarray(read.resize((300, 200)), np.float32) - np.asarray(picture, np.float32)).mean() < 2
+    kept = msgspec.structs.replace(SPEC, leave_out_frames=False)
+    assert leave_out_frame(framed, kept) == (framed, None)
+    assert leave_out_frame(picture, SPEC) == (picture, None)
 
 
 def test_transparency_shows_the_pad_colour() -> None:

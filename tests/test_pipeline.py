@@ -12,10 +12,11 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image, ImageOps
 
 from calm_runtime import Calm, Score
 from calm_runtime import llm as llm_module
-from calm_runtime.batch import score_in_batches
+from calm_runtime.batch import Decoded, Frames, Timings, score_in_batches
 from calm_runtime.bundle import LlmSpec
 from calm_runtime.errors import (
     CalmError,
@@ -46,12 +47,45 @@ def test_a_score_tells_what_it_means_and_where_it_comes_from(calm: Calm, scores:
         assert score.scale == (1, 10)
         assert 1 <= score.mean <= 10
         assert score.std > 0
+        assert 1 <= score.technical <= 10
+        assert score.percentile == manifest.reference.percentile(score.mean)
         assert math.fsum(score.histogram) == pytest.approx(1)
         assert score.mean == pytest.approx(sum(k * p for k, p in enumerate(score.histogram, 1)))
         assert list(score.attributes) == [a.name for a in manifest.attributes]
         assert score.model == f"{manifest.model.name} {manifest.model.version}"
         assert score.bundle == manifest.digest
         assert set(score.timings) == {"decode", "vision", "aligner", "llm", "total"}
+
+
+def test_the_technical_rating_is_read_at_the_same_place_from_tokens_of_its_own(
+    calm: Calm, example_photos: list[Path], scores: dict[Path, Score]
+) -> None:
+    photo = example_photos[0]
+    before, after = calm._prompt("score")
+    image = calm.see(calm.decode(photo).pixels[None]).aligned.image_embeds[0]
+    logits = calm._llm.logits(np.concatenate([calm._llm.embed(before), image, calm._llm.embed(after)])[None])[0]
+    picked = logits[list(calm.bundle.manifest.technical.token_ids)].astype(np.float64)
+    weights = np.exp(picked - picked.max())
+    assert scores[photo].technical == pytest.approx(weights @ np.arange(1, 11) / weights.sum(), abs=1e-4)
+    assert scores[photo].technical != pytest.approx(scores[photo].mean, abs=1e-3)
+
+
+def test_a_frame_costs_a_photo_nothing_and_is_told(
+    calm: Calm, example_photos: list[Path], scores: dict[Path, Score], tmp_path: Path
+) -> None:
+    photo = example_photos[0]
+    with Image.open(photo) as picture:
+        ImageOps.expand(picture, 60, "white").save(tmp_path / "framed.png")
+    whole, plain = calm.score(tmp_path / "framed.png"), scores[photo]
+    assert plain.frame is None
+    assert whole.frame is not None
+    assert min(whole.frame) > 0.02
+    assert whole.mean == pytest.approx(plain.mean, abs=0.3)
+    look = calm.look(tmp_path / "framed.png")
+    assert look.score().frame == whole.frame
+    batch = list(calm.score_many([photo, tmp_path / "framed.png"]))
+    assert [result.score.frame for result in batch if result.score] == [None, whole.frame]
+    assert look.suggest().score.mean == pytest.approx(whole.mean, abs=BATCH_BOUND)
 
 
 def test_scores_differ_between_photos(scores: dict[Path, Score]) -> None:
@@ -117,12 +151,13 @@ class OneBadRow:
     def __init__(self, calm: Calm) -> None:
         self._calm = calm
 
-    def decode(self, photo: str | Path | bytes) -> tuple[npt.NDArray[np.float32], dict[str, float]]:
-        pixels, timings = self._calm.decode(Path(str(photo).removeprefix("bad:")))
-        return (pixels * np.float32(np.nan) if str(photo).startswith("bad:") else pixels), timings
+    def decode(self, photo: str | Path | bytes) -> Decoded:
+        decoded = self._calm.decode(Path(str(photo).removeprefix("bad:")))
+        bad = str(photo).startswith("bad:")
+        return decoded._replace(pixels=decoded.pixels * np.float32(np.nan)) if bad else decoded
 
-    def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]]) -> list[Score]:
-        return self._calm.score_pixels(pixels, timings)
+    def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Timings, frames: Frames = None) -> list[Score]:
+        return self._calm.score_pixels(pixels, timings, frames)
 
 
 def test_a_nan_from_the_model_is_an_error_and_costs_no_neighbour(calm: Calm, example_photos: list[Path]) -> None:
@@ -243,14 +278,16 @@ def test_forbidden_tokens_are_never_drawn(parrot: LanguageModel) -> None:
         assert {3, 7}.isdisjoint(parrot.generate(cache, [1], 9, stop=(), forbidden={3, 7}, sampling=hot))
 
 
-def test_text_holds_no_score_tokens(calm: Calm, example_photos: list[Path]) -> None:
+def test_text_holds_no_rating_tokens(calm: Calm, example_photos: list[Path]) -> None:
     look = calm.look(example_photos[0])
     # After this prompt a score token is what the model wants to say.
-    assert "<score_" not in "".join(look.answer("score", max_new_tokens=8))
+    answer = "".join(look.answer("score", max_new_tokens=8))
+    assert "<score_" not in answer
+    assert "<technical_" not in answer
     spec = calm.bundle.manifest
     _, after = calm._prompt("score")
-    barred = list(calm._llm.generate(next(iter(look._caches.values())), after, 8, (), spec.score.token_ids))
-    assert set(barred).isdisjoint(spec.score.token_ids)
+    barred = list(calm._llm.generate(next(iter(look._caches.values())), after, 8, (), spec.rating_tokens))
+    assert set(barred).isdisjoint(spec.rating_tokens)
 
 
 def test_sampling_is_repeatable_and_bounded(calm: Calm, example_photos: list[Path]) -> None:

@@ -105,6 +105,14 @@ def test_every_changed_byte_is_refused(calm: Calm, lightness_ladder, tmp_path):
             load_profile(file)
 
 
+def test_a_profile_of_an_older_format_is_refused_with_the_command(calm: Calm, lightness_ladder, tmp_path):
+    profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:4]])
+    file = tmp_path / "me.calmprofile"
+    replace(profile, info=msgspec.structs.replace(profile.info, format=4)).save(file)
+    with pytest.raises(ProfileError, match=f"calm profile build RATINGS.CSV -o {file}"):
+        load_profile(file)
+
+
 def test_a_profile_of_another_bundle_is_refused(calm: Calm, lightness_ladder):
     profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:4]])
     foreign = replace(profile, info=msgspec.structs.replace(profile.info, bundle="0" * 64))
@@ -116,7 +124,7 @@ def test_examples_in_the_prompt_are_read_once_and_rate_as_a_whole_prompt_would(r
     reader = reading.in_context
     assert reader.most_examples >= 30
     pixels = np.stack([reading.decode(path)[0] for path, _ in lightness_ladder[:5]])
-    aligned, _ = reading.see(pixels)
+    aligned = reading.see(pixels).aligned
     queries, opinion = reader.queries(aligned.image_embeds), standardise([1, 2, 3, 4])
     cache = reader.read(queries[:4], opinion)
     rated = reader.rate(aligned.image_embeds[4:], cache)
@@ -175,7 +183,7 @@ def test_in_context_reading_counts_as_far_as_it_has_proved_itself(reading: Calm)
 def with_examples(calm: Calm, profile, rated):
     """The profile as if the reading in context had earned its place."""
     reader = calm.in_context
-    aligned, _ = calm.see(np.stack([calm.decode(row.path)[0] for row in rated]))
+    aligned = calm.see(np.stack([calm.decode(row.path).pixels for row in rated])).aligned
     cache = reader.read(reader.queries(aligned.image_embeds), standardise([row.rating for row in rated]))
     info = msgspec.structs.replace(profile.info, examples=len(rated), context_weight=0.3)
     return replace(profile, info=info, context=pack_cache(cache))

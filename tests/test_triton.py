@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from calm_runtime import Calm
 from calm_runtime.errors import (
@@ -108,6 +108,9 @@ def test_the_server_gives_the_scores_of_this_process(
         here, there = calm.score(photo), remote.score(photo)
         assert abs(here.mean - there.mean) <= TOLERANCE, photo
         assert abs(here.std - there.std) <= TOLERANCE
+        assert abs(here.technical - there.technical) <= TOLERANCE
+        assert abs(here.percentile - there.percentile) <= 100 * TOLERANCE
+        assert there.frame == pytest.approx(here.frame, abs=1e-6)
         assert there.histogram == pytest.approx(here.histogram, abs=TOLERANCE)
         assert (there.scale, there.model, there.bundle) == (here.scale, here.model, here.bundle)
         assert there.attributes.keys() == here.attributes.keys()
@@ -121,6 +124,16 @@ def test_a_server_that_scored_left_nothing_of_onnx_runtimes_telemetry(
 ) -> None:
     remote.score(example_photos[0])
     assert not [path for path in home.rglob("*") if path.name.lower() in ("microsoft", ".onnxruntime")]
+
+
+def test_a_frame_is_left_out_there_too(remote: RemoteCalm, calm: Calm, example_photos: list[Path]) -> None:
+    stream = io.BytesIO()
+    with Image.open(example_photos[0]) as picture:
+        ImageOps.expand(picture, (80, 60, 80, 110), "black").save(stream, "PNG")
+    here, there = calm.score(stream.getvalue()), remote.score(stream.getvalue())
+    assert here.frame is not None
+    assert there.frame == pytest.approx(here.frame, abs=1e-6)
+    assert abs(here.mean - there.mean) <= TOLERANCE
 
 
 def test_a_plain_tritonclient_needs_only_the_bytes(plain_client: Any, calm: Calm, example_photos: list[Path]) -> None:

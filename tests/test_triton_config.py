@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnxruntime
 import pytest
 
 from calm_runtime.bundle import (
@@ -88,7 +89,11 @@ def test_shapes_are_those_of_the_manifest(repository: Path, bundle: Bundle) -> N
     manifest = bundle.manifest
     size, tokens = manifest.photo.size, manifest.visual_tokens
     attributes = (len(manifest.attributes), 3)
-    assert dims(parse(repository, "calm_preprocess").output) == {"pixel_values": (3, size, size)}
+    assert dims(parse(repository, "calm_preprocess").output) == {"pixel_values": (3, size, size), "frame": (4,)}
+    encoder = onnxruntime.InferenceSession(bundle.file("vision_encoder.onnx"), providers=["CPUExecutionProvider"])
+    rows = {output.name: tuple(output.shape[1:]) for output in encoder.get_outputs()}
+    assert dims(parse(repository, "calm_vision_encoder").output) == rows
+    assert "photo_embeds" in rows
     assert dims(parse(repository, "calm_aligner").output) == {
         "image_embeds": (tokens.total, tokens.width),
         "attribute_logits": attributes,
@@ -96,8 +101,11 @@ def test_shapes_are_those_of_the_manifest(repository: Path, bundle: Bundle) -> N
     assert dims(parse(repository, "calm_score").input) == {"photo": (1,)}
     assert dims(parse(repository, "calm_score").output) == {
         "score": (1,),
+        "technical": (1,),
+        "percentile": (1,),
         "std": (1,),
         "histogram": (manifest.score.high - manifest.score.low + 1,),
+        "frame": (4,),
         "attributes": attributes,
         "model": (1,),
         "bundle": (1,),

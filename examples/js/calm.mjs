@@ -4,8 +4,9 @@
  * docs/bundle.md is the specification this follows; a test holds its scores to those of the Python runtime.
  */
 
+import { findFrame } from "./frame.mjs";
 import { openPack } from "./pack.mjs";
-import { toPixelValues } from "./picture.mjs";
+import { crop, shrink, toPixelValues } from "./picture.mjs";
 
 export { PackError } from "./pack.mjs";
 export { reduce, reductionFactor } from "./picture.mjs";
@@ -50,6 +51,24 @@ export function moments(histogram, low) {
   return { mean, std: Math.sqrt(Math.max(0, square - mean ** 2)) };
 }
 
+/** Pixels of border on each side -> [left, top, right, bottom] as shares of width and height, to four digits. */
+function shares({ left, top, right, bottom }, { width, height }) {
+  return [left / width, top / height, right / width, bottom / height].map((share) => Number(share.toFixed(4)));
+}
+
+/**
+ * Where a score lies among the reference photographs, 0 to 100: linear between two quantiles, of equal ones the last.
+ * @param {number} score @param {number[]} quantiles ascending
+ */
+export function percentile(score, quantiles) {
+  const steps = quantiles.length - 1;
+  const last = quantiles.findLastIndex((quantile) => quantile <= score);
+  if (last < 0) return 0;
+  if (last === steps) return 100;
+  const share = (score - quantiles[last]) / (quantiles[last + 1] - quantiles[last]);
+  return (100 * (last + share)) / steps;
+}
+
 /** The models of one pack, loaded once. */
 export class Calm {
   /** @private use `Calm.load` */
@@ -86,7 +105,7 @@ export class Calm {
    * @returns {Promise<object>} the record `calm score --json` prints, without the path
    */
   async score(picture) {
-    const { photo, score } = this.manifest;
+    const { photo, score, technical, reference } = this.manifest;
     const ms = {};
     const timed = async (stage, work) => {
       const start = performance.now();
@@ -94,20 +113,31 @@ export class Calm {
       ms[stage] = performance.now() - start;
       return result;
     };
-    const pixels = await timed("resize", () => toPixelValues(picture, photo));
+    const { pixels, frame } = await timed("resize", () => {
+      const shrunk = shrink(picture, photo.size);
+      const box = photo.leave_out_frames ? findFrame(shrunk) : null;
+      const read = box ? crop(shrunk, box) : shrunk;
+      return { pixels: toPixelValues(read, photo), frame: box && shares(box, shrunk) };
+    });
     const { Tensor } = this._ort;
     const image = new Tensor("float32", pixels, [1, 3, photo.size, photo.size]);
-    const hidden = await timed("vision", () => this._sessions.vision_encoder.run({ pixel_values: image }));
+    const { photo_embeds, ...hidden } = await timed("vision", () =>
+      this._sessions.vision_encoder.run({ pixel_values: image }),
+    );
     const aligned = await timed("aligner", () => this._sessions.aligner.run(hidden));
     const logits = await timed("llm", () => this._prefill(aligned.image_embeds.data));
-    const histogram = softmax(score.token_ids.map((id) => logits[id]));
+    const read = ({ token_ids }) => softmax(token_ids.map((id) => logits[id]));
+    const histogram = read(score);
     const { mean, std } = moments(histogram, score.low);
     ms.total = Object.values(ms).reduce((a, b) => a + b, 0);
     return {
       score: mean,
+      technical: moments(read(technical), technical.low).mean,
+      percentile: percentile(mean, reference.quantiles),
       std,
       histogram,
       scale: [score.low, score.high],
+      frame,
       attributes: this._readAttributes(aligned.attribute_logits.data),
       model: this.model,
       bundle: this.manifest.bundle,

@@ -1,6 +1,6 @@
 /** A pack made by `calm export pack`: read, and checked byte for byte before anything of it is loaded. */
 
-const FORMAT = 1;
+const FORMAT = 2;
 const PACK = "pack.json";
 
 /** The pack is missing, was changed or is of another format. The message says which file and what to do. */
@@ -26,7 +26,7 @@ async function readManifest(bytes) {
     throw new PackError(`${PACK} is not JSON (${error.message}); copy the pack again`);
   }
   if (manifest.format_version !== FORMAT) {
-    throw new PackError(`${PACK} has format version ${manifest.format_version}, this program reads ${FORMAT}`);
+    throw new PackError(`${PACK} has format version ${manifest.format_version}, this program reads ${FORMAT}; make it again`);
   }
   const blank = text.replace(`"digest": "${manifest.digest}"`, '"digest": ""');
   if ((await sha256(new TextEncoder().encode(blank))) !== manifest.digest) {

@@ -4,7 +4,8 @@
  *
  * @typedef {{data: Uint8Array | Uint8ClampedArray, width: number, height: number, channels: number}} Picture
  *   Rows from the top, pixel after pixel, the first three channels red, green, blue in sRGB.
- * @typedef {{size: number, pad_color: number[], mean: number[], std: number[]}} PhotoSpec
+ * @typedef {{size: number, pad_color: number[], mean: number[], std: number[], fit: "pad" | "stretch",
+ *   leave_out_frames: boolean}} PhotoSpec
  */
 
 const PRECISION_BITS = 22; // Pillow's fixed-point filter weights
@@ -44,6 +45,31 @@ export function reduce(picture, n) {
     }
   }
   return { data: means, ...out };
+}
+
+/**
+ * What decoders do with large pictures, after them: a picture of twice the model's size or more.
+ * @param {Picture} picture @param {number} size the model's @returns {Picture}
+ */
+export function shrink(picture, size) {
+  const factor = reductionFactor(picture.width, picture.height, size);
+  return factor > 1 ? reduce(picture, factor) : picture;
+}
+
+/**
+ * The picture without a border of so many pixels on each side.
+ * @param {Picture} picture @param {{left: number, top: number, right: number, bottom: number}} border
+ * @returns {Picture}
+ */
+export function crop(picture, { left, top, right, bottom }) {
+  const { data, channels } = picture;
+  const [width, height] = [picture.width - left - right, picture.height - top - bottom];
+  const kept = new Uint8Array(width * height * channels);
+  for (let y = 0; y < height; y++) {
+    const start = ((y + top) * picture.width + left) * channels;
+    kept.set(data.subarray(start, start + width * channels), y * width * channels);
+  }
+  return { data: kept, width, height, channels };
 }
 
 /** The cubic filter with a = -0.5. */
@@ -89,8 +115,8 @@ function filterAxis(source, target, weights, sourceStep, targetStep, lines) {
 
 /**
  * Pillow's `resize((width, height), BICUBIC)`: antialiased, first along the rows, then along the columns, eight bits
- * in between. (From version 13 on, Pillow begins with the columns of pictures above twice as high as wide: there single
- * values differ by a few of 255.)
+ * in between. (From version 13 on, Pillow begins with the columns of pictures above twice as high as wide, and of some that
+ * are stretched from less than twice the size: there single values differ by a few of 255.)
  * @param {Picture} picture @param {number} width @param {number} height @returns {Picture} three channels
  */
 export function resizeBicubic(picture, width, height) {
@@ -115,17 +141,21 @@ function roundHalfEven(x) {
   return down % 2 === 0 ? down : down + 1;
 }
 
+/** Width and height at which the model reads a picture. */
+function modelSize(picture, { size, fit }) {
+  if (fit === "stretch") return [size, size];
+  const scale = size / Math.max(picture.width, picture.height);
+  return [picture.width, picture.height].map((side) => Math.max(1, roundHalfEven(side * scale)));
+}
+
 /**
  * Picture -> pixel_values [3, S, S]: scaled to fit, centred on the pad colour, normalised, channels first.
- * @param {Picture} picture upright, of any size @param {PhotoSpec} spec @returns {Float32Array}
+ * @param {Picture} picture upright, as `shrink` gives it @param {PhotoSpec} spec @returns {Float32Array}
  */
 export function toPixelValues(picture, spec) {
   const { size, pad_color: pad, mean, std } = spec;
-  const factor = reductionFactor(picture.width, picture.height, size);
-  const shrunk = factor > 1 ? reduce(picture, factor) : picture;
-  const scale = size / Math.max(shrunk.width, shrunk.height);
-  const [width, height] = [shrunk.width, shrunk.height].map((side) => Math.max(1, roundHalfEven(side * scale)));
-  const fitted = resizeBicubic(shrunk, width, height);
+  const [width, height] = modelSize(picture, spec);
+  const fitted = resizeBicubic(picture, width, height);
   const [left, top] = [Math.floor((size - width) / 2), Math.floor((size - height) / 2)];
   const values = new Float32Array(3 * size * size);
   const f32 = Math.fround;

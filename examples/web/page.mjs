@@ -93,6 +93,9 @@ function showScore({ id, result }) {
   const spoken = result.histogram.map((p, i) => `${low + i}: ${percent(p)}`).join(", ");
   histogram.setAttribute("aria-label", `Probability of each rating. ${spoken}`);
   card.querySelectorAll(".scale span").forEach((end, i) => (end.textContent = [low, high][i]));
+  const among = [`better than ${Math.floor(result.percentile)} of 100`, `technical ${result.technical.toFixed(1)}`];
+  if (result.frame) among.push("frame left out");
+  card.querySelector(".among").textContent = among.join(", ");
   card.querySelector(".attributes").append(...Object.keys(SCALES).map((scale) => attributeGroup(scale, result)));
   const stages = Object.entries(STAGES).map(([stage, name]) => `${name} ${milliseconds(result.ms[stage])}`);
   card.querySelector(".timing").textContent = `Scored in ${milliseconds(result.ms.total)}: ${stages.join(", ")}`;

@@ -37,7 +37,7 @@ from calm_runtime.bundle import (
     open_bundle,
     sign_manifest,
 )
-from calm_runtime.photo import load_photo
+from calm_runtime.photo import leave_out_frame, load_photo
 from calm_runtime.pipeline import Calm
 from calm_runtime.reference import Reference, reference_of
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
@@ -147,7 +147,7 @@ def _golden(work: Work) -> tuple[Golden, ...]:
     with Calm.load(work.folder, engine="cpu") as calm:
         scores = [calm.score(path) for path in examples]
     found = parity.Ratings(*(np.array([getattr(s, name) for s in scores]) for name in ("mean", "technical")))
-    pixels = parity.pixel_batch((load_photo(path, spec) for path in examples), spec)
+    pixels = parity.pixel_batch((leave_out_frame(load_photo(path, spec), spec)[0] for path in examples), spec)
     reference = parity.torch_side(work.model, pixels, work.info.prompts["score"], work.text)
     work.gate(parity.golden_rows(reference, found, precision), "the finished bundle")
     return tuple(

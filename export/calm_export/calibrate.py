@@ -26,7 +26,7 @@ from calm_export.graph import PROTOBUF_LIMIT, data_file, write_graph
 from calm_export.low_bits import OPSET, int4_block, round_products
 from calm_export.photos import photo_files
 from calm_runtime.errors import ExportError, PhotoError
-from calm_runtime.photo import PhotoSpec, load_photo, to_pixel_values
+from calm_runtime.photo import PhotoSpec, leave_out_frame, load_photo, to_pixel_values
 
 Array = npt.NDArray[np.float32]
 Feeds = Mapping[str, Array]
@@ -168,7 +168,8 @@ def calibration_pixels(folder: Path | None, spec: PhotoSpec, gate_pixels: Array)
     files = photo_files(folder)
     for path in (files[index] for index in evenly(len(files), CALIBRATION_PHOTOS)):
         try:
-            rows.append(to_pixel_values(load_photo(path, spec), spec))
+            picture, _ = leave_out_frame(load_photo(path, spec), spec)
+            rows.append(to_pixel_values(picture, spec))
         except PhotoError as error:
             logging.getLogger(__name__).warning("calibration leaves out %s: %s", path.name, error)
     if len(rows) < MIN_CALIBRATION_PHOTOS:

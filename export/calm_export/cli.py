@@ -236,8 +236,8 @@ def verify(
 ) -> None:
     """Compare BUNDLE with the checkpoint in PyTorch, stage by stage, on 100 photos or more.
 
-    Stages: pixels, four hidden states, image_embeds, attribute_logits, prefill logits, score, greedy text. Each side
-    goes its own way from the picture on, so the first stage that fails is where the two part. Quantised weights are
+    Stages: pixels, four hidden states, photo_embeds, image_embeds, attribute_logits, prefill logits, score, technical,
+    greedy text. Each side goes its own way from the picture on, so the first stage that fails is where the two part. Quantised weights are
     also compared with the checkpoint's, rounded in the same way. Engines are listed with their builder's evidence.
 
     \b

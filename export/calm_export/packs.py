@@ -47,12 +47,13 @@ from calm_runtime.onnx_session import OnnxSession
 from calm_runtime.photo import PhotoSpec, to_pixel_values
 from calm_runtime.pipeline import Calm
 from calm_runtime.prompt import split_prompt
+from calm_runtime.reference import Reference
 from calm_runtime.session import STAGES
 from calm_runtime.text import TextTokenizer
 from calm_runtime.vision import VisionEncoder
 
 PACK = "pack.json"
-PACK_FORMAT = 1
+PACK_FORMAT = 2
 EMBED_TOKENS = "embed_tokens.safetensors"
 TOKENIZER = "tokenizer.json"
 PROMPT_EMBEDS = "prompt_embeds.f32"
@@ -85,6 +86,8 @@ class Pack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     photo: PhotoSpec
     visual_tokens: VisualTokens
     score: ScoreSpec
+    technical: ScoreSpec
+    reference: Reference
     llm: LlmSpec
     prompt: PackPrompt
     attributes: tuple[Attribute, ...]
@@ -164,6 +167,8 @@ def write_pack(bundle: Bundle, target: PackTarget, folder: Path) -> Pack:
             photo=manifest.photo,
             visual_tokens=manifest.visual_tokens,
             score=manifest.score,
+            technical=manifest.technical,
+            reference=manifest.reference,
             llm=manifest.llm,
             prompt=PackPrompt(PROMPT_EMBEDS, tuple(before), tuple(after)),
             attributes=manifest.attributes,
@@ -248,6 +253,7 @@ def _require_same_scores(bundle: Bundle, graphs: dict[Stage, Path]) -> None:
         )
         with packed:
             ours, theirs = (model.score_pixels(pixels, [{}] * len(pixels)) for model in (original, packed))
-    worst = max(abs(a.mean - b.mean) for a, b in zip(ours, theirs, strict=True))
+    pairs = list(zip(ours, theirs, strict=True))
+    worst = max(max(abs(a.mean - b.mean), abs(a.technical - b.technical)) for a, b in pairs)
     if worst > MAX_SCORE_DIFFERENCE:
         raise ExportError(f"the converted graphs score up to {worst:.3f} apart from the bundle's; no pack was written")

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from calm_runtime.errors import ExportError, PhotoError
-from calm_runtime.photo import PHOTO_SUFFIXES, PhotoSpec, load_photo
+from calm_runtime.photo import PHOTO_SUFFIXES, PhotoSpec, leave_out_frame, load_photo
 
 PARITY_PHOTOS = 100
 _SEED = 20
@@ -35,13 +35,13 @@ def parity_photos(spec: PhotoSpec, photos: Path | None, examples: Sequence[Path]
     Raises ExportError when the folder has fewer than PARITY_PHOTOS readable photos.
     """
     if photos is None:
-        given = [GatePhoto(path.name, load_photo(path, spec)) for path in examples]
+        given = [GatePhoto(path.name, leave_out_frame(load_photo(path, spec), spec)[0]) for path in examples]
         yield from _edited(given or [GatePhoto(f"drawing {seed}", _draw(seed)) for seed in range(_DRAWN)])
         return
     count = 0
     for path in photo_files(photos):
         try:
-            picture = load_photo(path, spec)
+            picture, _ = leave_out_frame(load_photo(path, spec), spec)
         except PhotoError:
             continue
         count += 1

@@ -22,6 +22,18 @@ class Aligned(NamedTuple):
     attribute_logits: npt.NDArray[np.float32]
 
 
+class PhotoFeatures(NamedTuple):
+    """What is known of a batch before the LLM reads it.
+
+    photo_embeds: [B, E] f32, each photo as one vector; on a GPU it stays there until it is read. timings: milliseconds
+    per stage, each photo's share.
+    """
+
+    aligned: Aligned
+    photo_embeds: Array
+    timings: dict[str, float]
+
+
 class Aligner:
     """hidden_low, hidden_middle, hidden_high, hidden_thematic [B, N, C] -> Aligned."""
 

@@ -8,17 +8,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from calm_runtime.errors import CalmError, UsageError
 from calm_runtime.photo import photo_name
-from calm_runtime.score import Score
+from calm_runtime.score import Frame, Score
 
 _DECODE_THREADS = min(4, os.cpu_count() or 1)
-Decoded = tuple[npt.NDArray[np.float32], dict[str, float]]
+Timings = Sequence[dict[str, float]]  # per photo: milliseconds per stage so far
+Frames = Sequence[Frame | None] | None  # per photo: the border that was left out; None for none of any
+
+
+class Decoded(NamedTuple):
+    """One photo as the model reads it: pixel_values [3, S, S] f32, {"decode": ms}, and the border that was left out."""
+
+    pixels: npt.NDArray[np.float32]
+    timings: dict[str, float]
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class BatchScorer(Protocol):
 
     def decode(self, photo: str | Path | bytes) -> Decoded: ...
 
-    def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]]) -> list[Score]: ...
+    def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Timings, frames: Frames = None) -> list[Score]: ...
 
 
 def score_in_batches(calm: BatchScorer, photos: Iterable[str | Path | bytes], batch_size: int = 8) -> Iterator[Scored]:
@@ -94,8 +103,8 @@ def _score(calm: BatchScorer, decoded: list[Decoded]) -> list[Score | CalmError]
     if not decoded:
         return []
     try:
-        pixels = np.stack([pixels for pixels, _ in decoded])  # [B, 3, S, S]
-        return list(calm.score_pixels(pixels, [timings for _, timings in decoded]))
+        pixels = np.stack([one.pixels for one in decoded])  # [B, 3, S, S]
+        return list(calm.score_pixels(pixels, [one.timings for one in decoded], [one.frame for one in decoded]))
     except CalmError as error:
         if len(decoded) == 1:
             return [error]

@@ -14,7 +14,7 @@ import msgspec
 from PIL import Image
 
 from calm_runtime.errors import PhotoError, PhotoTooLarge, UsageError
-from calm_runtime.photo import load_photo, to_pixel_values
+from calm_runtime.photo import leave_out_frame, load_photo, to_pixel_values
 from calm_runtime.retouch import Edit, retouch
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def write_improved(calm: Calm, photo: str | Path, found: Suggestions, target: Pa
         edited = retouch(full, edits)
         data = _encode(edited, target, exif)
         limits = replace(calm.limits, max_bytes=len(data), min_side=1)
-        pixels = to_pixel_values(load_photo(data, spec, limits), spec)
-        score = calm.score_pixels(pixels[None], [{}])[0].mean
+        read, _ = leave_out_frame(load_photo(data, spec, limits), spec)
+        score = calm.score_pixels(to_pixel_values(read, spec)[None], [{}])[0].mean
         if not edits or score > found.score.mean:
             break
         edits = edits[:-1]

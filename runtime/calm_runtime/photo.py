@@ -1,4 +1,4 @@
-"""Where a photo enters: file or bytes -> checked, upright sRGB picture -> pixel_values.
+"""Where a photo enters: file or bytes -> checked, upright sRGB picture -> without its frame -> pixel_values.
 
 Photos come from strangers: every limit is checked before the work it protects from, and every fault of a file
 becomes a PhotoError that names the file, the cause and the remedy.
@@ -22,6 +22,8 @@ from PIL import Image, ImageFile, ImageOps
 
 from calm_runtime.colour import to_srgb
 from calm_runtime.errors import PhotoFormatRefused, PhotoNotFound, PhotoTooLarge, PhotoTooSmall, PhotoUnreadable
+from calm_runtime.frame import crop_frame, find_frame, frame_shares
+from calm_runtime.score import Frame
 
 PHOTO_FORMATS: tuple[str, ...] = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF")
 PHOTO_SUFFIXES: frozenset[str] = frozenset(
@@ -120,6 +122,15 @@ def load_photo(
 def photo_name(source: str | Path | bytes) -> str:
     """How messages and results call a source: its path, or "<N bytes>"."""
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
+
+
+def leave_out_frame(picture: Image.Image, spec: PhotoSpec) -> tuple[Image.Image, Frame | None]:
+    """An upright RGB picture -> what of it the model reads, and the border left out as shares of width and height.
+
+    None, and the picture itself, where there is no border or the spec keeps it.
+    """
+    box = find_frame(picture) if spec.leave_out_frames else None
+    return (picture, None) if box is None else (crop_frame(picture, box), frame_shares(box, picture.size))
 
 
 def to_model_size(picture: Image.Image, spec: PhotoSpec) -> Image.Image:

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Self, overload
 import numpy as np
 import numpy.typing as npt
 
-from calm_runtime.aligner import Aligned, Aligner
-from calm_runtime.batch import Scored, score_in_batches
+from calm_runtime.aligner import Aligned, Aligner, PhotoFeatures
+from calm_runtime.batch import Decoded, Frames, Scored, Timings, score_in_batches
 from calm_runtime.bundle import DEFAULT_BUNDLE, Bundle, open_bundle
 from calm_runtime.errors import BundleCorrupt, UsageError
 from calm_runtime.in_context import InContextReader
 from calm_runtime.llm import KvCache, LanguageModel, Sampling
-from calm_runtime.photo import PhotoLimits, load_photo, photo_name, to_pixel_values
+from calm_runtime.photo import PhotoLimits, leave_out_frame, load_photo, photo_name, to_pixel_values
 from calm_runtime.prompt import EXAMPLE, PERSONAL, split_prompt
 from calm_runtime.readout import read_scores
-from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
+from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Frame, Score
 from calm_runtime.session import EngineChoice, select_engine
-from calm_runtime.text import TextTokenizer, until
-from calm_runtime.vision import VisionEncoder
+from calm_runtime.text import TextTokenizer, until, without_leading_space
+from calm_runtime.vision import PHOTO_EMBEDS, VisionEncoder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -117,14 +117,14 @@ class Calm:
 
     def look(self, photo: Photo) -> Look:
         """Decode and read a photo once; the answers to every question branch off from there. Raises PhotoError."""
-        picture, pixels, timings = self._open(photo)
-        aligned, spent = self.see(pixels[None])
-        return Look(self, photo_name(photo), picture, aligned, timings | spent)
+        picture, (pixels, timings, frame) = self._open(photo)
+        seen = self.see(pixels[None])
+        return Look(self, photo_name(photo), picture, seen.aligned, timings | seen.timings, frame)
 
     def score(self, photo: Photo) -> Score:
         """Score one photo. Raises PhotoError, EngineError or ScoreError."""
-        pixels, timings = self.decode(photo)
-        return self.score_pixels(pixels[None], [timings])[0]
+        pixels, timings, frame = self.decode(photo)
+        return self.score_pixels(pixels[None], [timings], [frame])[0]
 
     def score_many(self, photos: Iterable[Photo], batch_size: int = 8) -> Iterator[Scored]:
         """Score any number of photos lazily, in order, one `Scored` each; a bad photo is an error of its own."""
@@ -138,37 +138,37 @@ class Calm:
         """What to do about one photo: edits that were tried and raise its score. Raises as `Look.suggest`, or PhotoError."""
         return self.look(photo).suggest()
 
-    def decode(self, photo: Photo) -> tuple[npt.NDArray[np.float32], dict[str, float]]:
-        """Photo -> pixel_values [3, S, S] f32 and {"decode": ms}. Raises PhotoError."""
-        _, pixels, timings = self._open(photo)
-        return pixels, timings
+    def decode(self, photo: Photo) -> Decoded:
+        """The photo as the model reads it. Raises PhotoError."""
+        return self._open(photo)[1]
 
-    def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]]) -> list[Score]:
-        """Score a batch: pixel_values [B, 3, S, S] f32, timings so far per photo. One prefill reads it all.
+    def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Timings, frames: Frames = None) -> list[Score]:
+        """Score a batch: pixel_values [B, 3, S, S] f32, timings so far and frame left out per photo. One prefill reads it all.
 
         A photo's time per stage is its share of the batch. Raises EngineError or ScoreError for the whole batch.
         """
-        aligned, spent = self.see(pixels)
-        return self.score_aligned(aligned, [own | spent for own in timings])
+        seen = self.see(pixels)
+        return self.score_aligned(seen.aligned, [own | seen.timings for own in timings], frames)
 
-    def see(self, pixels: npt.NDArray[np.float32]) -> tuple[Aligned, dict[str, float]]:
-        """pixel_values [B, 3, S, S] f32 -> the aligner's outputs, and each photo's share of the milliseconds."""
+    def see(self, pixels: npt.NDArray[np.float32]) -> PhotoFeatures:
+        """pixel_values [B, 3, S, S] f32 -> what vision encoder and aligner make of them. Raises EngineError."""
         start = perf_counter()
-        hidden = self._vision(pixels)
+        seen = self._vision(pixels)
         middle = perf_counter()
-        aligned = self._aligner(hidden)
+        aligned = self._aligner(seen)
         batch = len(pixels)
-        return aligned, {"vision": (middle - start) * 1e3 / batch, "aligner": _ms_since(middle) / batch}
+        timings = {"vision": (middle - start) * 1e3 / batch, "aligner": _ms_since(middle) / batch}
+        return PhotoFeatures(aligned, seen[PHOTO_EMBEDS], timings)
 
-    def score_aligned(self, aligned: Aligned, timings: Sequence[dict[str, float]]) -> list[Score]:
-        """Score a batch of B photos the aligner has read; timings so far per photo. Raises as `score_pixels` does."""
+    def score_aligned(self, aligned: Aligned, timings: Timings, frames: Frames = None) -> list[Score]:
+        """Score a batch of B photos the aligner has read; per photo as for `score_pixels`, which it raises as."""
         batch = len(aligned.image_embeds)
         start = perf_counter()
         parts = (self._before_embeds[None].repeat(batch, 0), aligned.image_embeds,
                  self._score_embeds[None].repeat(batch, 0))  # fmt: skip
         logits = self._llm.logits(np.concatenate(parts, axis=1))
         spent = {"llm": _ms_since(start) / batch}
-        return self._read(logits, aligned, [own | spent for own in timings])
+        return self._read(logits, aligned, [own | spent for own in timings], frames)
 
     @property
     def in_context(self) -> InContextReader:
@@ -187,18 +187,16 @@ class Calm:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _open(self, photo: Photo) -> tuple[Image.Image, npt.NDArray[np.float32], dict[str, float]]:
+    def _open(self, photo: Photo) -> tuple[Image.Image, Decoded]:
         start = perf_counter()
         spec = self.bundle.manifest.photo
-        picture = load_photo(photo, spec, self.limits)
-        return picture, to_pixel_values(picture, spec), {"decode": _ms_since(start)}
+        picture, frame = leave_out_frame(load_photo(photo, spec, self.limits), spec)
+        return picture, Decoded(to_pixel_values(picture, spec), {"decode": _ms_since(start)}, frame)
 
-    def _read(
-        self, logits: npt.NDArray[np.float32], aligned: Aligned, timings: Sequence[dict[str, float]]
-    ) -> list[Score]:
+    def _read(self, logits: npt.NDArray[np.float32], aligned: Aligned, timings: Timings, frames: Frames) -> list[Score]:
         rounded = [{stage: round(ms, 3) for stage, ms in row.items()} for row in timings]
         total = [row | {"total": round(sum(row.values()), 3)} for row in rounded]
-        return read_scores(logits, aligned.attribute_logits, self.bundle.manifest, total)
+        return read_scores(logits, aligned.attribute_logits, self.bundle.manifest, total, frames)
 
     def _prompt(self, task: str, question: str | None = None) -> tuple[list[int], list[int]]:
         if task not in self.tasks:
@@ -210,12 +208,19 @@ class Look:
     """One photo, read once. Every answer branches off its KV cache, which is never changed."""
 
     def __init__(
-        self, calm: Calm, photo: str, picture: Image.Image, aligned: Aligned, timings: dict[str, float]
+        self,
+        calm: Calm,
+        photo: str,
+        picture: Image.Image,
+        aligned: Aligned,
+        timings: dict[str, float],
+        frame: Frame | None = None,
     ) -> None:
         self.photo = photo
         self._calm = calm
-        self._picture = picture
+        self._picture = picture  # without its frame
         self._aligned = aligned
+        self._frame = frame
         self._caches: dict[tuple[int, ...], KvCache] = {}
         self._lock = threading.Lock()
         before, _ = calm._prompt("score")
@@ -228,7 +233,8 @@ class Look:
         before, after = self._calm._prompt("score")
         start = perf_counter()
         logits = self._calm._llm.logits(self._calm._llm.embed(after)[None], self._cache(before))
-        return self._calm._read(logits, self._aligned, [self._timings | {"llm": _ms_since(start)}])[0]
+        timings = self._timings | {"llm": _ms_since(start)}
+        return self._calm._read(logits, self._aligned, [timings], [self._frame])[0]
 
     def comment(self) -> Iterator[str]:
         """A critique, piece by piece."""
@@ -272,7 +278,7 @@ class Look:
             forbidden={*calm.bundle.manifest.rating_tokens, spec.bos_token_id, spec.pad_token_id} - {spec.eos_token_id},
             sampling=sampling,
         )
-        return until(_without_leading_space(calm._text.stream(tokens)), stop)
+        return until(without_leading_space(calm._text.stream(tokens)), stop)
 
     def _cache(self, before: list[int]) -> KvCache:
         """The cache after the image, for the tokens a prompt puts before it; the same for all tasks by default."""
@@ -282,15 +288,6 @@ class Look:
                 embeds = np.concatenate([self._calm._llm.embed(before)[None], self._aligned.image_embeds], axis=1)
                 _, self._caches[key] = self._calm._llm.prefill(embeds)
             return self._caches[key]
-
-
-def _without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
-    started = False
-    for piece in pieces:
-        shown = piece if started else piece.lstrip()
-        started = started or bool(shown)
-        if shown:
-            yield shown
 
 
 def _ms_since(start: float) -> float:

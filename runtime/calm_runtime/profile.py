@@ -14,8 +14,8 @@ import numpy.typing as npt
 import safetensors
 from safetensors.numpy import save
 
-from calm_runtime.aligner import Aligned
-from calm_runtime.batch import Scored, score_in_batches
+from calm_runtime.aligner import PhotoFeatures
+from calm_runtime.batch import Frames, Scored, Timings, score_in_batches
 from calm_runtime.errors import CalmError, PhotoError, ProfileError
 from calm_runtime.in_context import choose_examples, pack_cache, standardise
 from calm_runtime.picture_statistics import picture_statistics
@@ -25,7 +25,7 @@ from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
 from calm_runtime.taste import MAX_RATINGS, Features, Taste, learn_taste, personal_ratings, taste_features
 
 SUFFIX = ".calmprofile"
-FORMAT = 4
+FORMAT = 5
 MIN_RATINGS = 3
 MAX_BYTES = 64_000_000
 _KEY = "profile"
@@ -85,7 +85,10 @@ def load_profile(path: str | Path) -> Profile:
     except (safetensors.SafetensorError, KeyError, msgspec.DecodeError, OSError) as error:
         raise ProfileError(f"{file}: is not a profile made by `calm profile build` ({error})") from error
     if info.format != FORMAT:
-        raise ProfileError(f"{file}: has format {info.format}, this version reads {FORMAT}; build it again")
+        raise ProfileError(
+            f"{file}: has format {info.format}, this version reads {FORMAT}; build it again: "
+            f"calm profile build RATINGS.CSV -o {file}"
+        )
     profile = Profile(info, Taste(weights, centre, info.mean, info.std), tensors)
     if _encode(profile) != data or not _is_finite(profile):
         raise ProfileError(f"{file}: has been changed since it was built; build it again")
@@ -109,13 +112,13 @@ def build_profile(
     reader = calm.in_context
     for rating in ratings:
         try:
-            pixels, _ = calm.decode(rating.path)
+            pixels = calm.decode(rating.path).pixels
         except PhotoError as error:
             errors.append(error)
             continue
-        _, features, aligned = photo_features(calm, pixels[None])
+        _, features, looked = photo_features(calm, pixels[None])
         rows.append(features)
-        seen.append(reader.queries(aligned.image_embeds))
+        seen.append(reader.queries(looked.aligned.image_embeds))
         kept.append(rating.rating)
     low, high = scale or (min(kept, default=0.0), max(kept, default=0.0))
     if len(kept) < MIN_RATINGS:
@@ -157,20 +160,20 @@ class PersonalScorer:
 
     def score(self, photo: Photo) -> Score:
         """Score one photo. Raises PhotoError, EngineError or ScoreError."""
-        pixels, timings = self.decode(photo)
-        return self.score_pixels(pixels[None], [timings])[0]
+        pixels, timings, frame = self.decode(photo)
+        return self.score_pixels(pixels[None], [timings], [frame])[0]
 
     def score_many(self, photos: Iterable[Photo], batch_size: int = 8) -> Iterator[Scored]:
         """As `Calm.score_many`, with `personal` set."""
         return score_in_batches(self, photos, batch_size)
 
-    def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]]) -> list[Score]:
+    def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Timings, frames: Frames = None) -> list[Score]:
         """As `Calm.score_pixels`, with `personal` set."""
-        scores, features, aligned = photo_features(self.calm, pixels, timings)
+        scores, features, seen = photo_features(self.calm, pixels, timings, frames)
         taste = self.profile.taste
         expected = personal_ratings(taste, features)
         if self._cache is not None:
-            context = self.calm.in_context.rate(aligned.image_embeds, self._cache)
+            context = self.calm.in_context.rate(seen.aligned.image_embeds, self._cache)
             expected = blend(taste, expected, context, self.profile.info.context_weight)
         low, high = self.profile.info.scale
         mapped = np.clip(to_score_scale(expected, low, high), SCORE_LOW, SCORE_HIGH)
@@ -191,14 +194,15 @@ def blend(
 
 
 def photo_features(
-    calm: Calm, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]] | None = None
-) -> tuple[list[Score], Features, Aligned]:
-    """pixel_values [B, 3, S, S] and timings so far per photo -> the base scores, and what taste is read from."""
-    aligned, spent = calm.see(pixels)
-    scores = calm.score_aligned(aligned, [own | spent for own in timings or [{} for _ in pixels]])
-    manifest = calm.bundle.manifest
-    statistics = picture_statistics(pixels, manifest.photo)
-    return scores, taste_features(aligned, scores, statistics, manifest.visual_tokens.low), aligned
+    calm: Calm,
+    pixels: npt.NDArray[np.float32],
+    timings: Timings | None = None,
+    frames: Frames = None,
+) -> tuple[list[Score], Features, PhotoFeatures]:
+    """What `Calm.score_pixels` takes -> the base scores, what taste is read from, and what that was made of."""
+    seen = calm.see(pixels)
+    scores = calm.score_aligned(seen.aligned, [own | seen.timings for own in timings or [{} for _ in pixels]], frames)
+    return scores, taste_features(seen, scores, picture_statistics(pixels, calm.bundle.manifest.photo)), seen
 
 
 def _signed(profile: Profile) -> Profile:

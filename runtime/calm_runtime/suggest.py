@@ -100,7 +100,7 @@ def find_suggestions(
 ) -> Suggestions:
     """Search, verify, rank, and compose what to do together.
 
-    picture: as `load_photo` gives it. words: the model's answer to "suggest". score: the untouched photo's.
+    picture: as `leave_out_frame` gives it. words: the model's answer to "suggest". score: the untouched photo's.
     Raises EngineError or ScoreError.
     """
     start = perf_counter()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from calm_runtime.aligner import Aligned
+from calm_runtime.aligner import PhotoFeatures
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
 
 Array = npt.NDArray[np.float64]
@@ -21,7 +21,7 @@ NOISES = (0.2, 0.4, 0.7, 1.0)
 
 
 class Features(NamedTuple):
-    """What taste is read from, per photo: score [N, 1], attributes [N, 2A], visual [N, V], statistics [N, S]."""
+    """What taste is read from, per photo: score [N, 1], attributes [N, 2A], visual [N, E], statistics [N, S]."""
 
     score: Array
     attributes: Array
@@ -38,19 +38,14 @@ class Taste(NamedTuple):
     std: float
 
 
-def taste_features(aligned: Aligned, scores: list[Score], statistics: Array, queries: int) -> Features:
-    """Features of a batch. statistics: of `picture_statistics`. queries: visual tokens of each of the three scales,
-    which come before the thematic ones.
-    """
+def taste_features(seen: PhotoFeatures, scores: list[Score], statistics: Array) -> Features:
+    """Features of a batch. statistics: of `picture_statistics`."""
     middle = (SCORE_LOW + SCORE_HIGH) / 2
     score = np.array([[(s.mean - middle) / (SCORE_HIGH - middle)] for s in scores])
-    logits = aligned.attribute_logits.astype(np.float64)  # [N, A, 3]
+    logits = seen.aligned.attribute_logits.astype(np.float64)  # [N, A, 3]
     axis = np.tanh(0.25 * (logits[..., 2] - logits[..., 0]))
     edge = np.tanh(0.25 * (logits[..., 1] - 0.5 * (logits[..., 0] + logits[..., 2])))
-    tokens = aligned.image_embeds.astype(np.float64)  # [N, T, D]
-    groups = [tokens[:, k * queries : (k + 1) * queries].mean(axis=1) for k in range(3)]
-    groups.append(tokens[:, 3 * queries :].mean(axis=1))
-    return Features(score, np.concatenate([axis, edge], axis=1), np.concatenate(groups, axis=1), statistics)
+    return Features(score, np.concatenate([axis, edge], axis=1), np.asarray(seen.photo_embeds, np.float64), statistics)
 
 
 def learn_taste(features: Features, ratings: Array) -> Taste:

@@ -72,6 +72,16 @@ class TextTokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+def without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
+    """The same text from its first letter on."""
+    started = False
+    for piece in pieces:
+        shown = piece if started else piece.lstrip()
+        started = started or bool(shown)
+        if shown:
+            yield shown
+
+
 def until(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
     """Pass text on until one of `stops` is written; it and what follows are left out, and nothing more is generated.
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from calm_runtime.attributes import LEVELS_PER_ATTRIBUTE
 from calm_runtime.bundle import Bundle, Graph, Stage
 from calm_runtime.errors import BundleCorrupt, EngineError, EngineMissing, UsageError
-from calm_runtime.vision import HIDDEN_STATES
+from calm_runtime.vision import HIDDEN_STATES, PHOTO_EMBEDS
 
 TritonTarget = Literal["cpu", "tensorrt"]
 TARGETS: tuple[TritonTarget, ...] = ("cpu", "tensorrt")
@@ -77,7 +77,7 @@ def config_values(bundle: Bundle, target: TritonTarget, options: TritonOptions) 
     """
     manifest = bundle.manifest
     vision, aligner = (stage_graphs(bundle, stage, target) for stage in ("vision_encoder", "aligner"))
-    shapes = {name: _row_shape(bundle, name) for name in HIDDEN_STATES}
+    shapes = {name: _row_shape(bundle, name) for name in HIDDEN_STATES} | {PHOTO_EMBEDS: _photo_shape(bundle)}
     tokens = (manifest.visual_tokens.total, manifest.visual_tokens.width)
     levels = (len(manifest.attributes), LEVELS_PER_ATTRIBUTE)
     size = manifest.photo.size
@@ -134,16 +134,27 @@ def _row_shape(bundle: Bundle, tensor: str) -> tuple[int, ...]:
     for graph in bundle.manifest.graphs:
         if graph.stage == "aligner" and tensor in graph.profile:
             return graph.profile[tensor][1][1:]
-    graph_file = bundle.graph("aligner", "cpu")
-    if graph_file is None:
-        raise UsageError(f"{bundle.path}: no CPU graph of the aligner; export it with `calm export --target cpu`")
-    shape = _onnx_inputs(bundle.path / graph_file.path).get(tensor)
-    if shape is None or len(shape) != 3 or not all(isinstance(side, int) for side in shape[1:]):
-        raise BundleCorrupt(f"{graph_file.path}: {tensor} has shape {shape}, expected [batch, N, C]; export it again")
+    return _onnx_row(bundle, "aligner", tensor, ("N", "C"))
+
+
+def _photo_shape(bundle: Bundle) -> tuple[int, ...]:
+    """Shape of one row of photo_embeds: no engine's profile tells it, outputs have none."""
+    return _onnx_row(bundle, "vision_encoder", PHOTO_EMBEDS, ("E",))
+
+
+def _onnx_row(bundle: Bundle, stage: Stage, tensor: str, sides: tuple[str, ...]) -> tuple[int, ...]:
+    graph = bundle.graph(stage, "cpu")
+    if graph is None:
+        raise UsageError(f"{bundle.path}: no CPU graph of the {stage}; export it with `calm export --target cpu`")
+    shape = _onnx_shapes(bundle.path / graph.path).get(tensor)
+    if shape is None or len(shape) != 1 + len(sides) or not all(isinstance(side, int) for side in shape[1:]):
+        expected = ", ".join(("batch", *sides))
+        raise BundleCorrupt(f"{graph.path}: {tensor} has shape {shape}, expected [{expected}]; export it again")
     return tuple(shape[1:])
 
 
-def _onnx_inputs(path: Path) -> dict[str, list[Any]]:
+def _onnx_shapes(path: Path) -> dict[str, list[Any]]:
+    """Shapes of a graph's inputs and outputs."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -154,7 +165,7 @@ def _onnx_inputs(path: Path) -> dict[str, list[Any]]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-    return {item.name: list(item.shape) for item in session.get_inputs()}
+    return {item.name: list(item.shape) for item in (*session.get_inputs(), *session.get_outputs())}
 
 
 def _profile_batch(graph: Graph) -> int:

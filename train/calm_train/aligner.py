@@ -64,12 +64,17 @@ class Thematic(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
         self.fc1 = nn.Linear(merged, config.text_config.hidden_size)
         self.fc2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+        self.whole = nn.Linear(config.hidden_size, config.text_config.hidden_size) if config.reads_maps else None
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """hidden_state [B, N, C] -> thematic tokens [B, T, D]."""
         grid = patch_grid(self.norm(hidden_state), self.side)
         merged = pool_patches(grid, self.pool)  # [B, T, C*n*n]
-        return self.fc2(nn.functional.gelu(self.fc1(merged)))
+        tokens = self.fc2(nn.functional.gelu(self.fc1(merged)))
+        if self.whole is None:
+            return tokens
+        # Of maps, what the picture is like as a whole reaches the LLM straight, not only through queries
+        return torch.cat([self.whole(hidden_state[:, : -(self.side**2)]), tokens], dim=1)
 
 
 class MFAM(nn.Module):

@@ -74,6 +74,7 @@ def _config(
             second_taps=parts.second_taps,
             second_thematic_tap=parts.second_thematic_tap,
             neck_width=parts.neck_width,
+            neck_pools=parts.neck_pools,
             **ids,
         )
         _ = config.tap_shapes

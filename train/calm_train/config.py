@@ -25,7 +25,8 @@ class CalmConfig(PretrainedConfig):
         embeddings, k = output of layer k; negative from the end). Equal taps give the "last only" ablation.
     thematic_tap: what the thematic branch projects (of a token encoder LLaVA takes the penultimate).
     second_taps, second_thematic_tap: the same for the second encoder.
-    neck_width: width to which feature maps are projected; a token encoder keeps its own.
+    neck_width: width to which feature maps are projected; a token encoder keeps its own. neck_pools: n averages n x n
+        cells of the map at each tap before that.
     thematic_pool: n merges n x n neighbouring patches into one thematic token.
     cue_width: width of the space in which photos meet their text cues.
     cue_phrases: paraphrases per attribute level in that space.
@@ -53,6 +54,7 @@ class CalmConfig(PretrainedConfig):
         second_taps: tuple[int, int, int] | None = None,
         second_thematic_tap: int | None = None,
         neck_width: int = 192,
+        neck_pools: tuple[int, int, int, int] = (1, 1, 1, 1),
         thematic_pool: int = 2,
         cue_width: int = 128,
         cue_phrases: int = 4,
@@ -74,6 +76,7 @@ class CalmConfig(PretrainedConfig):
         self.second_taps = None if second_taps is None else list(second_taps)
         self.second_thematic_tap = second_thematic_tap
         self.neck_width = neck_width
+        self.neck_pools = list(neck_pools)
         self.thematic_pool = thematic_pool
         self.cue_width = cue_width
         self.cue_phrases = cue_phrases
@@ -111,7 +114,7 @@ class CalmConfig(PretrainedConfig):
 
     @property
     def tap_shapes(self) -> MapShapes:
-        """Of the joined maps at the four taps: channels and side."""
+        """Of the joined maps at the four taps: channels, and side after pooling."""
         if not self.reads_maps:
             side = int(self.vision_config.image_size // self.vision_config.patch_size)
             return MapShapes((self.hidden_size,) * 4, (side,) * 4)
@@ -120,12 +123,14 @@ class CalmConfig(PretrainedConfig):
         if any(other.sides != sides for other in shapes):
             raise ValueError(f"the encoders' maps differ in size at the taps: {[list(s.sides) for s in shapes]}")
         channels = tuple(sum(column) for column in zip(*(s.channels for s in shapes), strict=True))
-        return MapShapes(channels, sides)
+        if any(side % pool for side, pool in zip(sides, self.neck_pools, strict=True)):
+            raise ValueError(f"neck_pools {self.neck_pools} do not divide the maps' sides {list(sides)}")
+        return MapShapes(channels, tuple(side // pool for side, pool in zip(sides, self.neck_pools, strict=True)))
 
     @property
     def thematic_tokens(self) -> int:
-        """Number of thematic tokens."""
-        return (-(-self.tap_shapes.sides[3] // self.thematic_pool)) ** 2
+        """Number of thematic tokens: merged patches and, of maps, the mean and spread ahead of them."""
+        return (-(-self.tap_shapes.sides[3] // self.thematic_pool)) ** 2 + (2 if self.reads_maps else 0)
 
     @property
     def image_tokens(self) -> int:

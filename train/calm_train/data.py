@@ -21,7 +21,7 @@ from calm_train.flows import Flow
 from calm_train.library import Picture
 from calm_train.pretext.edits import EDITS
 from calm_train.pretext.texts import comment_text, cue_text, question_and_answer, suggestion_text
-from calm_train.pretext.view import DIFFERENT, View, make_pair
+from calm_train.pretext.view import DIFFERENT, LIKED, View, make_pair
 from calm_train.taste_teacher import teacher_pixels
 
 
@@ -51,7 +51,8 @@ class PairDataset(Dataset[dict[str, Any]]):
     """Item i is a pair of views, drawn from (seed, i) alone: the same item whatever worker or restart makes it.
 
     An item: photo (its number), pixel_values [2, 3, S, S], levels [2, A], quantities [2, M], ratings [2], severities [2, E], gap and
-    disliked_gap (0..1: how much it counts that the first ranks higher, technically and in people's votes), texts for the
+    disliked_gap (0..1: how much it counts that the first ranks higher, technically and in people's votes), harmless
+    (whether people would vote alike), texts for the
     generation objectives, `labelled` photos of each flow and, for a teacher, teacher_pixels [2, 3, 3, 224, 224] uint8.
 
     taught: whether a teacher will label the views. mask: in every other pair up to this share of the patches is hidden, the same ones in both views. patch: their side.
@@ -100,6 +101,7 @@ class PairDataset(Dataset[dict[str, Any]]):
             "severities": torch.stack([_severities(view) for view in views]),
             "gap": min(1.0, (views[1].damage - views[0].damage) / DIFFERENT),
             "disliked_gap": min(1.0, (views[1].disliked - views[0].disliked) / DIFFERENT),
+            "harmless": _harmless(views),
             "texts": [_texts(view, rng) for view in views],
             "labelled": [flow[number] for flow in self.flows for number in numbers],
         }
@@ -114,6 +116,12 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def _pixels(self, view: View) -> Tensor:
         return torch.from_numpy(to_pixel_values(Image.fromarray(view.picture), self.spec))
+
+
+def _harmless(views: tuple[View, View]) -> bool:
+    """Whether what the second view has more than the first costs no votes."""
+    first = {edit.name for edit in views[0].edits}
+    return all(edit.name in first or edit.name in LIKED for edit in views[1].edits)
 
 
 def _severities(view: View) -> Tensor:
@@ -169,6 +177,7 @@ class BatchCollator:
             "severities": torch.cat([item["severities"] for item in items]),
             "gap": torch.tensor([item["gap"] for item in items]),
             "disliked_gap": torch.tensor([item["disliked_gap"] for item in items]),
+            "harmless": torch.tensor([item["harmless"] for item in items]),
             "before": torch.tensor(self.score_ids[0]),
             "score_after": torch.tensor(self.score_ids[1]),
             "example_after": torch.tensor(self.example_ids[1], dtype=torch.int64),

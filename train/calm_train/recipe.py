@@ -52,7 +52,7 @@ class ModelRecipe(_Strict, frozen=True):
     vision, second_vision, text: a Hugging Face config (`model_type` and its fields) for a part from scratch. With
     `pretrained: NAME` (a name of `calm train fetch --list`, a hub name or a local folder) weights and config come from
     there, and the fields given here serve the dry run. second_vision: a second encoder of feature maps beside the first.
-    fit: how a photo comes to be square (`PhotoSpec`). taps, thematic_tap, second_taps, second_thematic_tap, neck_width: as `CalmConfig` has them.
+    fit: how a photo comes to be square (`PhotoSpec`). taps, thematic_tap, second_taps, second_thematic_tap, neck_width, neck_pools: as `CalmConfig` has them.
     vocabulary: of the tokenizer trained for a from-scratch LLM.
     """
 
@@ -67,6 +67,7 @@ class ModelRecipe(_Strict, frozen=True):
     second_taps: tuple[int, int, int] | None = None
     second_thematic_tap: int | None = None
     neck_width: int = 192
+    neck_pools: tuple[int, int, int, int] = (1, 1, 1, 1)
     fit: Literal["pad", "stretch"] = "pad"
     vocabulary: int | None = None
     qformer_dropout: float = 0.0

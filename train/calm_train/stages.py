@@ -25,6 +25,7 @@ from calm_train.objectives import (
 from calm_train.personal import RecentPhotos, personal_sequences, simulate_raters
 from calm_train.recipe import LossWeights
 from calm_train.taste_teacher import Teacher
+from calm_train.vision import HiddenStates, MapEncoder, MapSummary
 
 IMPRESSION = ATTRIBUTE_NAMES.index("impression")
 Batch = dict[str, Tensor]
@@ -71,7 +72,7 @@ class Stage(nn.Module):
     def forward(self, **batch: Tensor) -> Losses:
         """Batch of `BatchCollator` -> losses by name, `loss` the weighted sum."""
         weights = self.weights
-        hidden = self.model.vision_encoder(batch["pixel_values"])
+        hidden = self.hidden_states(batch)
         aligned = self.model.aligner(hidden)
         losses = self.cue_losses(aligned, batch)
         if weights.cues:
@@ -95,6 +96,15 @@ class Stage(nn.Module):
         if "told_pixels" in batch:
             losses["caption"] = self.caption_loss(batch)
         return {"loss": self.total(losses), **losses}
+
+    def hidden_states(self, batch: Batch) -> HiddenStates:
+        """What the vision encoder makes of the views; of frozen encoders of maps their summaries may come ready."""
+        encoder = self.model.vision_encoder
+        if "grid_0" in batch and isinstance(encoder, MapEncoder):
+            names = ("grid", "mean", "spread")
+            ready = [MapSummary(*(batch[f"{name}_{tap}"].float() for name in names)) for tap in range(len(encoder.necks))]
+            return encoder.project(ready)
+        return encoder(batch["pixel_values"])
 
     def total(self, losses: Losses) -> Tensor:
         """Weighted sum of the named losses."""

@@ -128,8 +128,8 @@ class TasteTeacher(nn.Module):
         return super().train(False)
 
     def pair_histograms(self, batch: dict[str, Tensor]) -> Tensor:
-        """Of pairs: teacher_pixels [2P, 3, 3, SIZE, SIZE] uint8, disliked_gap [P] -> [2P, 10]."""
-        return lower_disliked(self(batch["teacher_pixels"]), batch["disliked_gap"])
+        """Of pairs: teacher_pixels [2P, 3, 3, SIZE, SIZE] uint8 -> [2P, 10]."""
+        return order_pairs(self(batch["teacher_pixels"]), batch)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -174,24 +174,25 @@ class OwnTeacher:
 
     @torch.no_grad()
     def pair_histograms(self, batch: dict[str, Tensor]) -> Tensor:
-        """Of pairs: pixel_values [2P, 3, S, S], disliked_gap [P] -> [2P, 10]."""
+        """Of pairs: pixel_values [2P, 3, S, S] -> [2P, 10]."""
         pixels = batch["pixel_values"]
         self.model.to(pixels.device)
         ids = [side.to(pixels.device).expand(len(pixels), -1) for side in (self.before, self.after)]
         logits = self.model.score_logits(pixels, *ids)  # type: ignore[operator]
-        return lower_disliked(logits.float().softmax(dim=-1), batch["disliked_gap"])
+        return order_pairs(logits.float().softmax(dim=-1), batch)
 
 
-def lower_disliked(histograms: Tensor, disliked_gap: Tensor) -> Tensor:
-    """Of pairs: histograms [2P, 10], disliked_gap [P] in 0..1 -> [2P, 10].
+def order_pairs(histograms: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Of pairs: histograms [2P, 10]; of the batch disliked_gap [P] in 0..1 and harmless [P] bool -> [2P, 10].
 
-    Where the second view is degraded in a way that people dislike, it stays below the first, whatever the encoders make
-    of pixels they were never trained on.
+    A second view is the first with more degradations. It never gets more votes, whatever the encoders make of pixels they
+    were never trained on; fewer where people dislike the degradation, the same where it is harmless.
     """
     means = histograms @ _ratings(histograms)
     first, second = means[0::2], means[1::2]
-    bound = torch.minimum(second, first - LEAST_DROP - FULL_DROP * disliked_gap)
-    wanted = torch.where(disliked_gap > 0, bound, second).clamp(min=SCORE_LOW + 0.5)
+    gap = batch["disliked_gap"]
+    bound = first - torch.where(gap > 0, LEAST_DROP + FULL_DROP * gap, 0.0)
+    wanted = torch.where(batch["harmless"], first, torch.minimum(second, bound)).clamp(min=SCORE_LOW + 0.5)
     return torch.stack([histograms[0::2], tilt_histogram(histograms[1::2], wanted)], dim=1).flatten(0, 1)
 
 

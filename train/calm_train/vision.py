@@ -52,6 +52,22 @@ class TokenEncoder(nn.Module):
         return HiddenStates(*[*(states[tap] for tap in self.taps), photo])
 
 
+class MapSummary(NamedTuple):
+    """What of a feature map [B, C, H, W] goes on: grid [B, C, P, P] (pooled), mean and spread [B, C] over the whole map."""
+
+    grid: Tensor
+    mean: Tensor
+    spread: Tensor
+
+
+def summarise(feature_map: Tensor, pool: int) -> MapSummary:
+    """[B, C, H, W] -> its summary, the grid averaged over pool x pool cells."""
+    mean = feature_map.mean(dim=(2, 3))
+    # Not Tensor.std: its gradient is infinite where a channel is the same everywhere
+    spread = ((feature_map - mean[:, :, None, None]).square().mean(dim=(2, 3)) + 1e-4).sqrt()
+    return MapSummary(nn.functional.avg_pool2d(feature_map, pool) if pool > 1 else feature_map, mean, spread)
+
+
 class Neck(nn.Module):
     """One tap: standardised channels, projected to one width (the lateral 1x1 convolution of FPN, Lin et al. 2017).
 
@@ -65,14 +81,15 @@ class Neck(nn.Module):
         self.mean = nn.Linear(channels, width)
         self.spread = nn.Linear(channels, width)
 
-    def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, C, P, P] -> tokens [B, STATISTICS + P * P, W], and the standardised mean over the picture [B, C]."""
-        values = self.standardise(feature_map)
-        mean = values.mean(dim=(2, 3))
-        # Not Tensor.std: its gradient is infinite where a channel is the same everywhere
-        spread = ((values - mean[:, :, None, None]).square().mean(dim=(2, 3)) + 1e-4).sqrt()
-        grid = self.lateral(values).flatten(2).transpose(1, 2)
-        return torch.cat([self.mean(mean)[:, None], self.spread(spread)[:, None], grid], dim=1), mean
+    def forward(self, summary: MapSummary) -> tuple[Tensor, Tensor]:
+        """A summary of [B, C, P, P] -> tokens [B, STATISTICS + P * P, W], and the standardised mean [B, C]."""
+        grid = self.lateral(self.standardise(summary.grid)).flatten(2).transpose(1, 2)
+        centre, scale = self.standardise.running_mean, self.standardise.running_var
+        assert centre is not None and scale is not None  # it keeps statistics
+        deviation = (scale + self.standardise.eps).sqrt()
+        mean = (summary.mean - centre) / deviation
+        statistics = [self.mean(mean), self.spread(summary.spread / deviation)]
+        return torch.cat([torch.stack(statistics, dim=1), grid], dim=1), mean
 
 
 class MapEncoder(nn.Module):
@@ -84,6 +101,7 @@ class MapEncoder(nn.Module):
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
         self.taps = [taps for _, taps in config.encoder_taps]
+        self.pools = config.neck_pools
         self.backbones = nn.ModuleList(open_map_encoder(encoder) for encoder, _ in config.encoder_taps)
         self.necks = nn.ModuleList(Neck(channels, config.neck_width) for channels in config.tap_shapes.channels)
 
@@ -99,11 +117,21 @@ class MapEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> HiddenStates:
         """pixel_values [B, 3, S, S] -> hidden states [B, 2 + P * P, W] per tap; photo_embeds [B, C], of the deepest maps."""
+        return self.project(self.summaries(pixel_values))
+
+    def summaries(self, pixel_values: Tensor) -> list[MapSummary]:
+        """pixel_values [B, 3, S, S] -> of the joined maps at the four taps."""
         maps = [read_maps(encoder, pixel_values) for encoder in self.backbones]  # type: ignore[arg-type]
-        states = []
-        for branch, neck in enumerate(self.necks):
-            joined = torch.cat([own[taps[branch]] for own, taps in zip(maps, self.taps, strict=True)], dim=1)
-            tokens, photo = neck(joined)
+        return [
+            summarise(torch.cat([own[taps[tap]] for own, taps in zip(maps, self.taps, strict=True)], dim=1), pool)
+            for tap, pool in enumerate(self.pools)
+        ]
+
+    def project(self, summaries: list[MapSummary]) -> HiddenStates:
+        """Summaries of the four taps -> hidden states. Where the encoders do not learn, summaries may be made once."""
+        states, photo = [], summaries[-1].mean
+        for neck, summary in zip(self.necks, summaries, strict=True):
+            tokens, photo = neck(summary)
             states.append(tokens)
         return HiddenStates(*states, photo)
 

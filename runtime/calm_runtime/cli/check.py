@@ -112,9 +112,11 @@ def _golden(model: Any) -> Iterator[Finding]:
             yield Finding(golden.photo, False, f"{path} has changed; install calm-edge again")
             continue
         score = model.score(path)
-        close = abs(score.mean - golden.score) <= tolerance and abs(score.std - golden.std) <= tolerance
-        yield Finding(
-            golden.photo,
-            close,
-            f"score {score.mean:.4f} (expected {golden.score:.4f}), spread {score.std:.4f} (expected {golden.std:.4f})",
-        )
+        pairs = {
+            "score": (score.mean, golden.score),
+            "spread": (score.std, golden.std),
+            "technical": (score.technical, golden.technical),
+        }
+        told = (f"{what} {found:.4f} (expected {expected:.4f})" for what, (found, expected) in pairs.items())
+        close = all(abs(found - expected) <= tolerance for found, expected in pairs.values())
+        yield Finding(golden.photo, close, ", ".join(told))

@@ -53,7 +53,9 @@ def score(
 ) -> int:
     """Score photos: files as given, folders at any depth.
 
-    A score is the mean of the ratings, 1 to 10, the model expects; the spread tells how far they lie apart.
+    A score is the mean of the ratings, 1 to 10, the model expects of people; the spread tells how far they lie apart.
+    "Better than 83 of 100" places it among photographs the model knows; "technical" says, on the same scale, how free of
+    damage the picture is.
 
     \b
     Examples:

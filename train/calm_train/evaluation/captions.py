@@ -21,7 +21,7 @@ from rich.progress import track
 
 from calm_runtime import Calm
 from calm_runtime.errors import DataError, PhotoError, UsageError
-from calm_runtime.photo import load_photo, to_pixel_values
+from calm_runtime.photo import leave_out_frame, load_photo, to_pixel_values
 from calm_runtime.prompt import split_prompt
 from calm_train.checkpoint import find_checkpoint, load_checkpoint
 from calm_train.data import PromptEncoder
@@ -72,7 +72,8 @@ def checkpoint_commenter(checkpoint: str | Path) -> Commenter:
 
     @torch.inference_mode()
     def comment(source: PhotoSource) -> str:
-        pixels = torch.from_numpy(to_pixel_values(load_photo(photo_input(source), info.photo), info.photo))[None]
+        picture, _ = leave_out_frame(load_photo(photo_input(source), info.photo), info.photo)
+        pixels = torch.from_numpy(to_pixel_values(picture, info.photo))[None]
         embeds = model.prompt_embeds(model.look(pixels).image_embeds, before, after)
         ids = generate(
             inputs_embeds=embeds,

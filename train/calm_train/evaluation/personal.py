@@ -129,9 +129,9 @@ def look(calm: Calm, photos: Sequence[PhotoSource]) -> Seen:
             except PhotoError as error:
                 broken.append(str(error))
         if pixels:
-            found, blocks, aligned = photo_features(calm, np.stack(pixels))
+            found, blocks, looked = photo_features(calm, np.stack(pixels))
             features.append(blocks)
-            queries.append(calm.in_context.queries(aligned.image_embeds))
+            queries.append(calm.in_context.queries(looked.aligned.image_embeds))
             scores += [score.mean for score in found]
     if broken:
         logger.warning("%d of %d photos could not be read, the first: %s", len(broken), len(photos), broken[0])

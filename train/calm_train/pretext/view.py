@@ -25,6 +25,7 @@ TURNED = 0.25  # share of frames that stand on another side: their lines are as 
 DIFFERENT = 0.3  # damage difference from which the order of a pair counts in full
 # Degradations that cost a photo votes, too. People like black and white and warm light: these are no such faults.
 DISLIKED = frozenset({"underexposed", "overexposed", "flat", "hazy", "blurred", "noisy", "compressed", "watermarked"})
+LIKED = frozenset({"desaturated"})  # costs no votes at all
 UNSEEN_TILT, CLEAR_TILT = 0.15, 0.12  # least part of a tilt's damage; loss of uprightness that shows all of it
 
 

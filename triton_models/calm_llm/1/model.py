@@ -68,6 +68,8 @@ def _response(scores: Sequence[Score]) -> "pb_utils.InferenceResponse":
     levels = [[list(reading.probabilities.values()) for reading in s.attributes.values()] for s in scores]
     numbers = {
         "score": [[s.mean] for s in scores],
+        "technical": [[s.technical] for s in scores],
+        "percentile": [[s.percentile] for s in scores],
         "std": [[s.std] for s in scores],
         "histogram": [s.histogram for s in scores],
         "attributes": levels,

@@ -12,7 +12,7 @@ from calm_runtime.errors import EngineError, UsageError
 from calm_runtime.pipeline import MAX_NEW_TOKENS
 from calm_runtime.triton_language import load_language_half
 from calm_runtime.triton_wire import error_text
-from calm_runtime.vision import HIDDEN_STATES
+from calm_runtime.vision import HIDDEN_STATES, VISION_OUTPUTS
 
 LAST = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -48,7 +48,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
         threads = int(json.loads(args["model_config"])["parameters"]["intra_op_thread_count"]["string_value"])
-        vision = TritonStage("calm_vision_encoder", ["pixel_values"], HIDDEN_STATES)
+        vision = TritonStage("calm_vision_encoder", ["pixel_values"], VISION_OUTPUTS)
         aligner = TritonStage("calm_aligner", HIDDEN_STATES, ["image_embeds", "attribute_logits"])
         self.calm = load_language_half(folder, vision, aligner, threads or None)
 
