@@ -1,21 +1,21 @@
-"""All trainings of calm-nano in one go: the shipped weights, five folds over held-out themes, and the ablation.
+"""The trainings of calm-nano: the shipped weights, five folds over held-out themes, and the ablation.
 
-python benchmarks/train_nano.py --photos UNLABELLED --rated RATED --held-out VAL -o runs/nano
-    [--recipe models/recipe] [--pairs-made 20000] [--runs final,folds,ablation] [--processes 6] [--workers 16]
+python benchmarks/train_nano.py prepare --photos UNLABELLED --rated RATED -o runs/views [--pairs 5008]
+python benchmarks/train_nano.py language -o runs/language
+python benchmarks/train_nano.py train final|fold-K|ARM-SEED --views runs/views --rated RATED --language runs/language
+    --held-out VAL -o runs/nano [--steps 300 900]
 
 RATED: a folder with ratings.csv (columns path, theme, mean) and the photos; the first folder of a path names the set.
-Every run goes through the stages of the recipe with `train_stage`, as `calm train` does; the views are made and labelled
-once for all of them. Leaves the final checkpoint's learnt tensors and every run's scores of rated, mirrored, black-and-white
-and degraded pictures (scores.npz), which human_taste.py and self_supervision.py read.
+A run goes through the stages of the recipe with `train_stage`, as `calm train` does; views are made, and seen by the frozen
+encoders, once for all runs. A run leaves its checkpoint and scores.npz: its scores of rated, mirrored, black-and-white and
+degraded pictures, which human_taste.py and self_supervision.py read.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,10 @@ import msgspec
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from prepared_views import PreparedDataset, PreparedTeacher, make_items, teacher_features
-from safetensors.torch import save_file
+from prepared_views import FrozenEncoders, PreparedCollator, PreparedDataset, PreparedTeacher, prepare
 
-from calm_runtime.photo import fit_picture
-from calm_train.build import photo_spec
+from calm_runtime.photo import fit_picture, load_photo
+from calm_train.build import build_model, photo_spec
 from calm_train.checkpoint import load_checkpoint, save_checkpoint
 from calm_train.data import BatchCollator, PromptEncoder
 from calm_train.evaluation.edits import SPOILED
@@ -40,13 +39,18 @@ from calm_train.recipe import Recipe, load_recipe
 from calm_train.run import language_checkpoint
 from calm_train.stages import Stage
 from calm_train.taste_fit import fit_teacher, standardise_sets, unfitted_teacher
-from calm_train.taste_teacher import teacher_pixels, tilt_histogram
+from calm_train.taste_teacher import TasteTeacher, teacher_pixels, tilt_histogram
 from calm_train.trainer import train_stage
 
 FOLDS = 5
-ARMS = ("self-supervised", "tuned only", "last tap only")
-FROZEN = "vision_encoder.backbones."
-PART_BYTES = 15_500_000
+ARMS = ("self-supervised", "tuned-only", "last-tap-only")
+RECIPE = str(Path(__file__).parent.parent / "models" / "recipe")
+
+
+def read_rated(folder: Path) -> list[dict[str, str]]:
+    """Rows of ratings.csv."""
+    with (folder / "ratings.csv").open(newline="") as handle:
+        return list(csv.DictReader(handle))
 
 
 def folds_of(rows: list[dict[str, str]], folds: int, seed: int = 0) -> np.ndarray:
@@ -66,119 +70,14 @@ def folds_of(rows: list[dict[str, str]], folds: int, seed: int = 0) -> np.ndarra
     return result
 
 
-def plan_runs(which: str, seeds: int) -> list[dict[str, Any]]:
-    """Every training: name, arm, seed, and the fold left out (None: all rated photos teach)."""
-    runs: list[dict[str, Any]] = []
-    if "final" in which:
-        runs.append({"name": "final", "arm": ARMS[0], "seed": 1, "folds": None, "fold": None, "long": True})
-    if "folds" in which:
-        runs += [{"name": f"fold-{k}", "arm": ARMS[0], "seed": 1, "folds": FOLDS, "fold": k} for k in range(FOLDS)]
-    if "ablation" in which:
-        runs += [
-            {"name": f"{arm.replace(' ', '-')}-{seed}", "arm": arm, "seed": seed, "folds": 2, "fold": seed % 2}
-            for seed in range(1, seeds + 1)
-            for arm in ARMS
-        ]
-    return runs
-
-
-def stages_of(run: dict[str, Any], recipe: Recipe, steps: tuple[int, int]) -> list[tuple[str, Any, int]]:
-    """Settings and optimiser steps of each stage; without stage 1 its steps go to stage 2."""
-    first, second = steps
-    if run["arm"] == "tuned only":
-        return [("tune", recipe.tune, first + second)]
-    return [("pretrain", recipe.pretrain, first), ("tune", recipe.tune, second)]
-
-
-def train(run: dict[str, Any], shared: dict[str, Any]) -> None:
-    """One training, in a process of its own."""
-    started = time.monotonic()
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
-    torch.set_num_threads(1)
-    recipe: Recipe = shared["recipe"]
-    start, tokenizer, info = load_checkpoint(shared["language"])
-    torch.manual_seed(run["seed"])
-    model = start
-    if run["arm"] == "last tap only":
-        config = start.config
-        deepest, second = config.taps[-1], config.second_taps[-1] if config.second_taps else None
-        config.taps = [deepest] * 3
-        config.second_taps = None if second is None else [second] * 3
-        model = CalmForConditionalGeneration(config)
-        own = model.state_dict()
-        own.update({k: v for k, v in start.state_dict().items() if k in own and own[k].shape == v.shape})
-        model.load_state_dict(own)
-    else:  # the language checkpoint holds one draw of the new parts: each seed draws its own
-        fresh = CalmForConditionalGeneration(start.config)
-        state = {k: v for k, v in fresh.state_dict().items() if k.startswith(("vision_encoder.necks", "aligner"))}
-        kept = {"aligner.cues.features"}
-        model.load_state_dict({k: v for k, v in state.items() if k not in kept}, strict=False)
-    model.vision_encoder.to(memory_format=torch.channels_last)
-    folder = shared["output"] / run["name"]
-    history = {}
-    for number, (name, settings, steps) in enumerate(stages_of(run, recipe, shared["steps"][bool(run.get("long"))])):
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        model.train()
-        settings = msgspec.structs.replace(settings, steps=steps, warmup_steps=max(1, steps // 10))
-        stage = Stage(model, settings.weights, settings.frozen, teacher=PreparedTeacher())
-        dataset = PreparedDataset(
-            shared["items"], run["votes"], run["allowed"], steps * settings.pairs, 10 * run["seed"] + number
-        )
-        collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, settings.text_every)
-        with tempfile.TemporaryDirectory() as scratch:
-            history[name] = train_stage(
-                stage, settings, dataset, collator, Path(scratch) / "steps",
-                seed=run["seed"], save_every=10**6, resume=False, workers=shared["loaders"],
-            )  # fmt: skip
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, 1)
-    found = {name: predict(model, pictures, collator) for name, pictures in shared["pictures"].items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "scores.npz", **found)
-    (folder / "log.json").write_text(json.dumps(history))
-    if run.get("long"):
-        save_learnt(model.cpu(), folder)
-        save_checkpoint(folder / "checkpoint", model, tokenizer, info)
-    last = {name: log[-1] for name, log in history.items()}
-    print(f"{run['name']}: {time.monotonic() - started:.0f} s, {json.dumps(last)}", flush=True)
-
-
-@torch.inference_mode()
-def predict(model: CalmForConditionalGeneration, pixels: np.ndarray, collator: BatchCollator) -> np.ndarray:
-    """Squares [N, S, S, 3] uint8 -> score and technical [N, 2]."""
-    device = model.device
-    rows = []
-    for start in range(0, len(pixels), 64):
-        batch = torch.from_numpy(pixels[start : start + 64]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        ids = [torch.tensor(side, device=device).expand(len(batch), -1) for side in collator.score_ids]
-        logits = model(batch, *ids).logits[:, -1]
-        config = model.config
-        both = (expected_score(logits[:, tokens]) for tokens in (config.score_token_ids, config.technical_token_ids))
-        rows.append(torch.stack(list(both), dim=1).cpu().numpy())
-    return np.concatenate(rows)
-
-
-def save_learnt(model: CalmForConditionalGeneration, folder: Path) -> None:
-    """What training changed, in files of at most PART_BYTES: the frozen encoders are at hand elsewhere."""
-    parts: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, value in model.state_dict().items():
-        if name.startswith(FROZEN) or (name == "llm.lm_head.weight" and model.config.text_config.tie_word_embeddings):
-            continue
-        if size + value.nbytes > PART_BYTES:
-            parts.append({})
-            size = 0
-        parts[-1][name] = value.contiguous().clone()
-        size += value.nbytes
-    for number, part in enumerate(parts):
-        save_file(part, str(folder / f"learnt-{number}.safetensors"))
-
-
-def label(votes: torch.Tensor, standing: torch.Tensor, scale: tuple[float, float]) -> torch.Tensor:
-    """NIMA's votes [N, 10] moved to where the regression puts each picture."""
-    return tilt_histogram(votes, scale[0] + scale[1] * standing)
+def kept_photos(name: str, rows: list[dict[str, str]]) -> np.ndarray:
+    """Which rated photos a run may see: all, all but a fold, or of the ablation's seeds one half each."""
+    kind, _, number = name.rpartition("-")
+    if name == "final":
+        return np.ones(len(rows), bool)
+    if kind == "fold":
+        return folds_of(rows, FOLDS) != int(number)
+    return folds_of(rows, 2) != int(number) % 2
 
 
 def squares(pictures: list[Image.Image], spec: Any) -> np.ndarray:
@@ -186,120 +85,166 @@ def squares(pictures: list[Image.Image], spec: Any) -> np.ndarray:
     return np.stack([np.asarray(fit_picture(picture, spec)) for picture in pictures])
 
 
-@click.command(help=__doc__)
+@torch.inference_mode()
+def predict(model: CalmForConditionalGeneration, pixels: np.ndarray, collator: BatchCollator) -> np.ndarray:
+    """Squares [N, S, S, 3] uint8 -> score and technical [N, 2]."""
+    rows = []
+    config = model.config
+    for start in range(0, len(pixels), 16):
+        batch = torch.from_numpy(pixels[start : start + 16]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        ids = [torch.tensor(side).expand(len(batch), -1) for side in collator.score_ids]
+        logits = model(batch, *ids).logits[:, -1]
+        both = (expected_score(logits[:, tokens]) for tokens in (config.score_token_ids, config.technical_token_ids))
+        rows.append(torch.stack(list(both), dim=1).numpy())
+    return np.concatenate(rows)
+
+
+def fitted_teacher(views: Path, rows: list[dict[str, str]], kept: np.ndarray) -> TasteTeacher:
+    """The teacher of a run."""
+    seen = np.load(views / "rated.npz")
+    votes, features = (torch.from_numpy(seen[name])[kept] for name in ("votes", "features"))
+    target = standardise_sets(torch.tensor([float(r["mean"]) for r in rows]), [r["path"].split("/")[0] for r in rows])
+    return fit_teacher(unfitted_teacher(), votes, features.float(), target[kept], f"{kept.sum()} rated photos")
+
+
+def label_views(teacher: TasteTeacher, views: Path) -> torch.Tensor:
+    """The votes a teacher expects for every view, [pairs, 2, 10]."""
+    nima, features = (np.load(views / f"{name}.npy", mmap_mode="r") for name in ("nima", "features"))
+    mean, spread = teacher.info.votes
+    rows = []
+    for start in range(0, len(nima), 256):
+        votes, seen = (
+            torch.from_numpy(np.array(values[start : start + 256])).float().flatten(0, 1) for values in (nima, features)
+        )
+        rows.append(tilt_histogram(votes, mean + spread * teacher.standing(votes, seen)))
+    return torch.cat(rows).reshape(len(nima), 2, -1)
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    pass
+
+
+@main.command("prepare")
 @click.option("--photos", type=click.Path(path_type=Path), required=True)
 @click.option("--rated", type=click.Path(path_type=Path), required=True)
-@click.option("--held-out", type=click.Path(path_type=Path), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--recipe", "recipe_name", default="models/recipe")
-@click.option("--pairs-made", default=20_000)
-@click.option("--steps", type=(int, int), default=(250, 500), help="Of the two stages of folds and arms.")
-@click.option("--final-steps", type=(int, int), default=(600, 1500), help="Of the two stages of the shipped model.")
-@click.option("--runs", default="final,folds,ablation")
-@click.option("--seeds", default=3)
-@click.option("--processes", default=6)
-@click.option("--workers", default=os.cpu_count() or 2)
-@click.option("--loaders", default=2)
-@click.option("--language", type=click.Path(path_type=Path), help="A finished language checkpoint.")
-def main(
-    photos: Path, rated: Path, held_out: Path, output: Path, recipe_name: str, pairs_made: int, steps: tuple[int, int],
-    final_steps: tuple[int, int], runs: str, seeds: int, processes: int, workers: int, loaders: int,
-    language: Path | None,
+@click.option("--recipe", default=RECIPE)
+@click.option("--pairs", default=5008, show_default=True)
+def prepare_views(photos: Path, rated: Path, output: Path, recipe: str, pairs: int) -> None:
+    """Views, what the encoders make of them, and what the teacher's make of the rated photos."""
+    model, _ = build_model(load_recipe(recipe), 1)
+    cores = os.cpu_count() or 1
+    encoders = FrozenEncoders(model.vision_encoder, unfitted_teacher(), output / "onnx", cores)  # type: ignore[arg-type]
+    rows = read_rated(rated)
+    seen = [
+        encoders.opinion(teacher_pixels(np.asarray(load_photo(rated / row["path"])))[None].numpy()) for row in rows
+    ]  # at the files' own size: nearest-neighbour pixels depend on it
+    np.savez(output / "rated.npz", votes=np.concatenate([v for v, _ in seen]), features=np.concatenate([f for _, f in seen]))
+    pictures = [*load_pictures(find_photos(photos)), *(read_picture(rated / row["path"]) for row in rows)]
+    prepare(pictures, photo_spec(load_recipe(recipe)), encoders, pairs, 1, cores, output)
+
+
+@main.command("language")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--recipe", default=RECIPE)
+def language(output: Path, recipe: str) -> None:
+    """The checkpoint before any photo."""
+    click.echo(language_checkpoint(load_recipe(recipe), output, 1))
+
+
+@main.command("train")
+@click.argument("name")
+@click.option("--views", type=click.Path(path_type=Path), required=True)
+@click.option("--rated", type=click.Path(path_type=Path), required=True)
+@click.option("--held-out", type=click.Path(path_type=Path), required=True)
+@click.option("--language", "start", type=click.Path(path_type=Path), required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--recipe", "recipe_name", default=RECIPE)
+@click.option("--steps", type=(int, int), help="Of the two stages; default: the recipe's.")
+@click.option("--no-text", is_flag=True, help="Leave out the texts: scores alone, for folds and arms.")
+@click.option("--resume", is_flag=True)
+def train_run(
+    name: str, views: Path, rated: Path, held_out: Path, start: Path, output: Path, recipe_name: str,
+    steps: tuple[int, int] | None, no_text: bool, resume: bool,
 ) -> None:  # fmt: skip
-    recipe = load_recipe(recipe_name)
-    spec = photo_spec(recipe)
-    rows = list(csv.DictReader((rated / "ratings.csv").open()))
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        rated_pictures = pool.map(read_picture, [rated / row["path"] for row in rows], chunksize=16)
-    pictures = [*load_pictures(find_photos(photos)), *rated_pictures]
-    first_rated = len(pictures) - len(rows)
-    if language is None:
-        language = output / "language"
-        child = multiprocessing.get_context("spawn").Process(target=language_checkpoint, args=(recipe, language, 1))
-        child.start()
-    else:
-        child = None
-    items = make_items(pictures, spec, pairs_made, 1, workers)
-    others = [Image.fromarray(picture) for picture in load_pictures(find_photos(held_out))]
-    own = [Image.fromarray(picture) for picture in rated_pictures]
-    shown = {
-        "rated": squares(own, spec),
-        "rated mirrored": squares([ImageOps.mirror(p) for p in own], spec),
-        "rated grey": squares([p.convert("L").convert("RGB") for p in own], spec),
-        "clean": squares(others, spec),
-        **{name: squares([spoil(p) for p in others], spec) for name, spoil in SPOILED.items()},
-    }
-    rated_sight = [teacher_pixels(picture).numpy() for picture in rated_pictures]
-    if child is not None:
-        child.join()
-    # The parent never touches the GPU, so that its children can be forked with the views in memory
-    labels = _in_child(_label_all, items, rated_sight, rows, plan_runs(runs, seeds))
-    photo_of = np.array([item["photo"] for item in items])
-    shared = {
-        "items": items, "recipe": recipe, "language": language, "output": output, "pictures": shown,
-        "steps": {False: steps, True: final_steps}, "loaders": loaders,
-    }  # fmt: skip
-    for item in items:
-        del item["teacher_pixels"]
-    waiting = []
-    for run, votes in zip(plan_runs(runs, seeds), labels["votes"], strict=True):
-        left_out = np.zeros(len(pictures), bool)
-        if run["fold"] is not None:
-            left_out[first_rated:] = folds_of(rows, run["folds"]) == run["fold"]
-        waiting.append({**run, "votes": votes, "allowed": np.flatnonzero(~left_out[photo_of])})
-    output.mkdir(parents=True, exist_ok=True)
-    np.savez(output / "teacher.npz", **{key: value.numpy() for key, value in labels["rated"].items()})
-    running: list[Any] = []
-    while waiting or running:
-        running = [process for process in running if process.is_alive()]
-        while waiting and len(running) < processes:
-            process = multiprocessing.get_context("fork").Process(target=train, args=(waiting.pop(0), shared))
-            process.start()
-            running.append(process)
-        time.sleep(0.2)
-
-
-def _label_all(items: list[dict[str, Any]], rated: list[np.ndarray], rows: list[dict[str, str]], runs: list) -> dict:
-    """Per run the votes of its teacher for every view, [items, 2, 10]; and what each teacher says of the rated photos."""
+    """One training: NAME is final, fold-K, or an arm and its seed."""
+    recipe: Recipe = load_recipe(recipe_name)
+    rows = read_rated(rated)
+    kept = kept_photos(name, rows)
+    teacher = fitted_teacher(views, rows, kept)
+    folder = output / name
+    folder.mkdir(parents=True, exist_ok=True)
+    arm, _, number = name.rpartition("-")
+    seed = int(number) if arm in ARMS else 1
+    model, tokenizer, info = load_checkpoint(start)
+    if name != "final":
+        model = _fresh(model, seed, last_only=arm == "last-tap-only")
+    spec = info.photo
+    facts = torch.load(views / "facts.pt", weights_only=True)
+    photo_of = np.array([item["photo"] for item in facts])
+    first_rated = int(photo_of.max()) + 1 - len(rows)
+    allowed = np.flatnonzero((photo_of < first_rated) | kept[np.maximum(photo_of - first_rated, 0)])
+    votes = label_views(teacher, views)
+    collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, recipe.tune.text_every)
+    plan = [(recipe.pretrain, steps[0] if steps else recipe.pretrain.steps),
+            (recipe.tune, steps[1] if steps else recipe.tune.steps)]  # fmt: skip
+    if arm == "tuned-only":
+        plan = [(recipe.tune, plan[0][1] + plan[1][1])]
+    taps = (2, 2, 2, 2) if arm == "last-tap-only" else (0, 1, 2, 2)
+    history: dict[str, Any] = {}
     started = time.monotonic()
-    torch.set_float32_matmul_precision("high")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = unfitted_teacher().to(device)
-    votes, features = teacher_features(teacher, rated)
-    view_votes, view_features = teacher_features(teacher, [p for item in items for p in item["teacher_pixels"]])
-    target = standardise_sets(torch.tensor([float(r["mean"]) for r in rows]), [r["path"].split("/")[0] for r in rows])
-    found: dict[tuple[int | None, int | None], torch.Tensor] = {}
-    said: dict[str, torch.Tensor] = {}
-    for run in runs:
-        key = (run["folds"], run["fold"])
-        if key in found:
+    for stage_number, (settings, count) in enumerate(plan):
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        weights = settings.weights
+        if no_text:
+            weights = msgspec.structs.replace(weights, generation=0.0, cues=0.0)
+        settings = msgspec.structs.replace(settings, steps=count, warmup_steps=max(1, count // 10))
+        done = folder / f"stage-{stage_number}"
+        if resume and (done / "calm.json").is_file():
+            model, tokenizer, info = load_checkpoint(done)
             continue
-        kept = np.ones(len(rows), bool) if run["fold"] is None else folds_of(rows, run["folds"]) != run["fold"]
-        teacher = fit_teacher(teacher, votes[kept], features[kept].float(), target[kept], f"{kept.sum()} rated photos")
-        teacher.to(device)
-        standing = torch.cat([
-            teacher.standing(view_votes[i : i + 512].to(device), view_features[i : i + 512].to(device).float()).cpu()
-            for i in range(0, len(view_votes), 512)
-        ])  # fmt: skip
-        found[key] = label(view_votes, standing, teacher.info.votes).reshape(len(items), 2, 10)
-        own = teacher.standing(votes.to(device), features.to(device).float()).cpu()
-        said[f"{key[0]}-{key[1]}"] = own
-    said["nima"] = votes @ torch.arange(1, 11).float()
-    print(f"{len(view_votes)} views labelled in {time.monotonic() - started:.0f} s", flush=True)
-    return {"votes": [found[(run["folds"], run["fold"])] for run in runs], "rated": said}
+        model.train()
+        stage = Stage(model, weights, settings.frozen, teacher=PreparedTeacher())
+        dataset = PreparedDataset(views, votes, allowed, count * settings.pairs, 10 * seed + stage_number)
+        history[str(stage_number)] = train_stage(
+            stage, settings, dataset, PreparedCollator(collator, taps), folder / f"steps-{stage_number}",
+            seed=seed, save_every=150, resume=resume and (folder / f"steps-{stage_number}").is_dir(), workers=0,
+        )  # fmt: skip
+        save_checkpoint(done, model, tokenizer, info)
+    model.eval()
+    own = [Image.fromarray(read_picture(rated / row["path"])) for row in rows]
+    others = [Image.fromarray(picture) for picture in load_pictures(find_photos(held_out))]
+    shown = {
+        "rated": own,
+        "rated mirrored": [ImageOps.mirror(p) for p in own],
+        "rated grey": [p.convert("L").convert("RGB") for p in own],
+        "clean": others,
+        **{edit: [spoil(p) for p in others] for edit, spoil in SPOILED.items()},
+    }
+    found = {what: predict(model, squares(pictures, spec), collator) for what, pictures in shown.items()}
+    teacher_said = teacher.standing(
+        *(torch.from_numpy(np.load(views / "rated.npz")[k]).float() for k in ("votes", "features"))
+    )
+    np.savez(folder / "scores.npz", teacher=teacher_said.numpy(), kept=kept, **found)
+    (folder / "log.json").write_text(json.dumps(history))
+    click.echo(f"{name}: {(time.monotonic() - started) / 60:.1f} min")
 
 
-def _call(target: Any, args: tuple[Any, ...], path: str) -> None:
-    torch.save(target(*args), path)
-
-
-def _in_child(target: Any, *args: Any) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "result")
-        process = multiprocessing.get_context("fork").Process(target=_call, args=(target, args, path))
-        process.start()
-        process.join()
-        return torch.load(path, weights_only=True)
+def _fresh(model: CalmForConditionalGeneration, seed: int, *, last_only: bool) -> CalmForConditionalGeneration:
+    """The same LLM and encoders with new parts between them, drawn from a seed."""
+    torch.manual_seed(seed)
+    config = model.config
+    if last_only:
+        config.taps = [config.taps[-1]] * 3
+        config.second_taps = None if config.second_taps is None else [config.second_taps[-1]] * 3
+        config.neck_pools = [config.neck_pools[-1]] * 4
+    fresh = CalmForConditionalGeneration(config)
+    fresh.llm.load_state_dict(model.llm.state_dict())
+    fresh.vision_encoder.backbones.load_state_dict(model.vision_encoder.backbones.state_dict())  # type: ignore[union-attr]
+    fresh.aligner.cues.features.copy_(model.aligner.cues.features)
+    return fresh
 
 
 if __name__ == "__main__":

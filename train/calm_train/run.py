@@ -233,7 +233,7 @@ def _info(
     return CheckpointInfo(
         model=ModelInfo(
             name=name or (f"{before.model.name} adapted" if adapted else recipe.model.name),
-            version="0.4.0",
+            version="1.0.0",
             licence="Apache-2.0 for the code; see the data note for the weights",
             data_note=data_note if adapted else f"Trained on {note}",
             score_meaning=before.model.score_meaning if adapted else SCORE_MEANING,

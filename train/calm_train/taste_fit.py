@@ -23,7 +23,7 @@ PARTS = (
     TeacherPart("efficientnet-lite0", (7, 8)),
 )
 NIMA_WEIGHT = 0.2
-RIDGE = 0.3
+RIDGE = 0.1
 # AVA's photos have a mean vote of 5.4 with a spread of 0.75 (Murray et al. 2012); a little more tells photos apart better.
 VOTES = (5.4, 1.0)
 

@@ -25,6 +25,7 @@ from calm_runtime.photo import PhotoSpec, fit_picture
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
 from calm_train.feature_maps import read_maps
 from calm_train.pretrained.open import open_part
+from calm_train.vision import summarise
 
 SIZE = 224  # of the pictures a teacher sees
 MANIFEST, WEIGHTS = "teacher.json", "teacher.safetensors"
@@ -160,7 +161,7 @@ class TasteTeacher(nn.Module):
             for sight in part.sights:
                 maps = read_maps(encoder, _normalise(pixels[:, SIGHTS.index(sight)]))  # type: ignore[arg-type]
                 for tap in part.taps:
-                    parts += [maps[tap].float().mean(dim=(2, 3)), maps[tap].float().std(dim=(2, 3))]
+                    parts += summarise(maps[tap].float(), 1)[1:]
         return torch.cat(parts, dim=1)
 
 
