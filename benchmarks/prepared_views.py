@@ -154,7 +154,9 @@ class PreparedDataset(Dataset[dict[str, Any]]):
         """votes [pairs, 2, 10]: what the run's teacher says of the views. allowed: numbers of pairs."""
         self.facts = torch.load(folder / "facts.pt", weights_only=True)
         self.arrays = {
-            f"{part}_{tap}": np.load(folder / f"{part}_{tap}.npy", mmap_mode="r") for tap in range(TAPS) for part in SUMMARY
+            f"{part}_{tap}": np.load(folder / f"{part}_{tap}.npy", mmap_mode="r")
+            for tap in range(TAPS)
+            for part in SUMMARY
         }
         self.votes, self.allowed, self.length, self.seed = votes, allowed, length, seed
 

@@ -107,9 +107,9 @@ def fitted_teacher(views: Path, rows: list[dict[str, str]], kept: np.ndarray) ->
     return fit_teacher(unfitted_teacher(), votes, features.float(), target[kept], f"{kept.sum()} rated photos")
 
 
-def label_views(teacher: TasteTeacher, views: Path) -> torch.Tensor:
+def label_views(teacher: TasteTeacher, views: Path, pairs: int) -> torch.Tensor:
     """The votes a teacher expects for every view, [pairs, 2, 10]."""
-    nima, features = (np.load(views / f"{name}.npy", mmap_mode="r") for name in ("nima", "features"))
+    nima, features = (np.load(views / f"{name}.npy", mmap_mode="r")[:pairs] for name in ("nima", "features"))
     mean, spread = teacher.info.votes
     rows = []
     for start in range(0, len(nima), 256):
@@ -140,7 +140,9 @@ def prepare_views(photos: Path, rated: Path, output: Path, recipe: str, pairs: i
     seen = [
         encoders.opinion(teacher_pixels(np.asarray(load_photo(rated / row["path"])))[None].numpy()) for row in rows
     ]  # at the files' own size: nearest-neighbour pixels depend on it
-    np.savez(output / "rated.npz", votes=np.concatenate([v for v, _ in seen]), features=np.concatenate([f for _, f in seen]))
+    np.savez(
+        output / "rated.npz", votes=np.concatenate([v for v, _ in seen]), features=np.concatenate([f for _, f in seen])
+    )
     pictures = [*load_pictures(find_photos(photos)), *(read_picture(rated / row["path"]) for row in rows)]
     prepare(pictures, photo_spec(load_recipe(recipe)), encoders, pairs, 1, cores, output)
 
@@ -185,7 +187,7 @@ def train_run(
     photo_of = np.array([item["photo"] for item in facts])
     first_rated = int(photo_of.max()) + 1 - len(rows)
     allowed = np.flatnonzero((photo_of < first_rated) | kept[np.maximum(photo_of - first_rated, 0)])
-    votes = label_views(teacher, views)
+    votes = label_views(teacher, views, len(facts))
     collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, recipe.tune.text_every)
     plan = [(recipe.pretrain, steps[0] if steps else recipe.pretrain.steps),
             (recipe.tune, steps[1] if steps else recipe.tune.steps)]  # fmt: skip

@@ -57,9 +57,9 @@ def export_aligner(
     dtype: float32, or float16 or bfloat16 with norms and softmax in float32 (changes `model` in place: pass a copy).
     fused: attention as one operator, which only ONNX Runtime knows.
     """
-    vision = model.config.vision_config
+    size = model.config.image_size
     with torch.no_grad():
-        sample = model.vision_encoder.float()(torch.rand(2, 3, vision.image_size, vision.image_size))
+        sample = model.vision_encoder.float()(torch.rand(2, 3, size, size))
     hidden = [torch.rand_like(state) for state in sample[: len(HIDDEN_STATES)]]  # [B, N, C]
     graph = AlignerGraph(model.aligner, dtype)
     with attention(graph, fused=fused):

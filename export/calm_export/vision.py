@@ -7,11 +7,12 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from calm_export.attention import attention, spell_out_attention
+from calm_export.batch_norm import fold_batch_norms
 from calm_export.graph import OPSET, to_onnx
 from calm_export.precision import in_half
 from calm_runtime.vision import VISION_OUTPUTS
 from calm_train.model import CalmForConditionalGeneration
-from calm_train.vision import VisionEncoder
+from calm_train.vision import MapEncoder, VisionEncoder
 
 PIXEL_VALUES = "pixel_values"
 TANH_GELU = "gelu_pytorch_tanh"
@@ -23,6 +24,8 @@ class VisionGraph(nn.Module):
 
     def __init__(self, vision_encoder: VisionEncoder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        if isinstance(vision_encoder, MapEncoder):
+            vision_encoder = fold_batch_norms(vision_encoder)
         spell_out_attention(vision_encoder)
         self.vision_encoder = in_half(vision_encoder, dtype)
         self.dtype = dtype
@@ -42,7 +45,7 @@ def export_vision(
     dtype: float32, or float16 or bfloat16 with norms and softmax in float32 (changes `model` in place: pass a copy).
     fused: attention as one operator, which only ONNX Runtime knows.
     """
-    size = model.config.vision_config.image_size
+    size = model.config.image_size
     graph = VisionGraph(model.vision_encoder, dtype)
     opset = GELU_OPSET if getattr(model.config.vision_config, "hidden_act", None) == TANH_GELU else OPSET
     with attention(graph, fused=fused):

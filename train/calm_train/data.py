@@ -91,7 +91,9 @@ class PairDataset(Dataset[dict[str, Any]]):
         views = make_pair(self.pictures[photo], rng)
         numbers = range(index * self.labelled, (index + 1) * self.labelled)
         pixels = torch.stack([self._pixels(view) for view in views])
-        taught = {"teacher_pixels": torch.stack([teacher_pixels(view.picture) for view in views])} if self.taught else {}
+        taught = (
+            {"teacher_pixels": torch.stack([teacher_pixels(view.picture) for view in views])} if self.taught else {}
+        )
         return taught | {
             "photo": photo,
             "pixel_values": pixels * self._shown(rng),

@@ -90,7 +90,9 @@ class ScoreObjective(nn.Module):
         cross_entropy = -(histogram * log_probability).sum(-1).mean()
         gap = (log_probability.exp() - histogram).cumsum(-1)
         emd = (gap.square().mean(-1) + 1e-8).sqrt().mean()
-        away = gap.sum(-1)  # of the mean: votes crowd in the middle, and the order of photos is all in small differences
+        away = gap.sum(
+            -1
+        )  # of the mean: votes crowd in the middle, and the order of photos is all in small differences
         return cross_entropy + 5.0 * emd + away.square().mean()
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
+from PIL import Image
+from torch import nn
 
 from calm_runtime.bundle import ModelInfo
 from calm_runtime.errors import DataError, UsageError
+from calm_runtime.photo import leave_out_frame, to_pixel_values
 from calm_runtime.prompt import PROMPTS
 from calm_runtime.ratings import read_ratings, to_score_scale
+from calm_runtime.reference import reference_of
 from calm_train.build import build_model, photo_spec
 from calm_train.checkpoint import INFO, CheckpointInfo, find_checkpoint, load_checkpoint, save_checkpoint
 from calm_train.data import BatchCollator, PairDataset, PromptEncoder
@@ -22,15 +28,19 @@ from calm_train.datasets import DATASETS, CaptionedPhoto, Conversation, Photo, R
 from calm_train.datasets.records import PhotoSource
 from calm_train.flows import Example, Flow, rated_examples, told_examples
 from calm_train.language import encode_cues, train_language
-from calm_train.library import PictureLibrary, find_photos
+from calm_train.library import Picture, PictureLibrary, find_photos
+from calm_train.model import CalmForConditionalGeneration
+from calm_train.objectives import expected_score
 from calm_train.plan import plan
 from calm_train.recipe import Recipe, StageName, StageRecipe, load_recipe
 from calm_train.report import write_report
 from calm_train.stages import Stage
+from calm_train.taste_teacher import OwnTeacher, TasteTeacher, Teacher
 from calm_train.trainer import is_main_process, processes, train_stage
 
 SHIPPED_MODEL = "calm-nano"
 STARTED = time.time()
+REFERENCE_PHOTOS = 1000
 CRITIQUES = ("ava-captions", "pccd-critiques")  # texts about a photo's qualities; other texts describe what it shows
 
 
@@ -44,6 +54,7 @@ class RunOptions:
     seed: int
     photos: Path | None
     data: tuple[str, ...]
+    teacher: Path | None
     ratings: Path | None
     rating_scale: tuple[float, float]
     init: str | None
@@ -86,10 +97,12 @@ def run_stage(options: RunOptions) -> str:
     pairs = settings.steps * settings.pairs
     patch = model.config.image_size // model.config.tap_shapes.sides[0]
     dataset = PairDataset(
-        pictures, info.photo, pairs, data_seed, flows, settings.labelled, mask=settings.mask, patch=patch
-    )
+        pictures, info.photo, pairs, data_seed, flows, settings.labelled, mask=settings.mask, patch=patch,
+        taught=bool(settings.weights.score and options.teacher),
+    )  # fmt: skip
     collator = BatchCollator(PromptEncoder(tokenizer, model.config.text_config), info.prompts, settings.text_every)
-    stage = Stage(model, settings.weights, settings.frozen, settings.raters)
+    teacher = _teacher(options, settings, model, info, collator)
+    stage = Stage(model, settings.weights, settings.frozen, settings.raters, teacher)
     started = time.monotonic()
     history = train_stage(
         stage,
@@ -109,11 +122,49 @@ def run_stage(options: RunOptions) -> str:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         described = _info(recipe, info, options.stage, {**data.counts(), "photos": len(pictures)}, options.name)
+        if described.stage == "tune":
+            described = with_reference(described, model, collator, pictures)
         save_checkpoint(options.output, model, tokenizer, described)
         if history:
             facts = {"start": start.name, "steps": settings.steps, "minutes": f"{minutes:.1f}", **data.counts()}
             line += f"; {write_report(options.output, f'{recipe.model.name}: {options.stage}', facts, history)}"
     return line
+
+
+def _teacher(
+    options: RunOptions, settings: StageRecipe, model: CalmForConditionalGeneration, info: CheckpointInfo,
+    collator: BatchCollator,
+) -> Teacher | None:  # fmt: skip
+    """Who says what people would vote: the teacher that was named, or the finished model itself, which keeps its taste."""
+    if not settings.weights.score:
+        return None
+    if options.teacher is not None:
+        teacher = TasteTeacher.load(options.teacher)
+        nn.Module.to(teacher, "cuda" if torch.cuda.is_available() else "cpu")
+        return teacher
+    if info.stage == "tune":
+        return OwnTeacher(model, *(torch.tensor(side) for side in collator.score_ids))
+    raise DataError(
+        "the recipe teaches `score`, and a model that is not finished needs a teacher for it: give --teacher DIR "
+        "(calm train teacher makes one), or weigh `score` 0 in the recipe"
+    )
+
+
+@torch.inference_mode()
+def with_reference(
+    info: CheckpointInfo, model: CalmForConditionalGeneration, collator: BatchCollator, pictures: Sequence[Picture]
+) -> CheckpointInfo:
+    """The description with the scores of up to REFERENCE_PHOTOS of the photos, whole, for percentiles."""
+    chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), REFERENCE_PHOTOS)).round().astype(int)
+    nn.Module.to(model, "cpu")
+    model.train(False)
+    ids = [torch.tensor([side]) for side in collator.score_ids]
+    scores = []
+    for index in chosen:
+        whole, _ = leave_out_frame(Image.fromarray(pictures[index]), info.photo)
+        pixels = torch.from_numpy(to_pixel_values(whole, info.photo))[None]
+        scores.append(float(expected_score(model.score_logits(pixels, *ids))))
+    return msgspec.structs.replace(info, reference=reference_of("the photographs it was trained on", scores))
 
 
 def plan_run(options: RunOptions) -> dict[str, Any]:

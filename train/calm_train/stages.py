@@ -102,7 +102,9 @@ class Stage(nn.Module):
         encoder = self.model.vision_encoder
         if "grid_0" in batch and isinstance(encoder, MapEncoder):
             names = ("grid", "mean", "spread")
-            ready = [MapSummary(*(batch[f"{name}_{tap}"].float() for name in names)) for tap in range(len(encoder.necks))]
+            ready = [
+                MapSummary(*(batch[f"{name}_{tap}"].float() for name in names)) for tap in range(len(encoder.necks))
+            ]
             return encoder.project(ready)
         return encoder(batch["pixel_values"])
 

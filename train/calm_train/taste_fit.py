@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor
 
 from calm_runtime.errors import DataError
+from calm_runtime.photo import load_photo
+from calm_runtime.ratings import read_ratings
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW
+from calm_train.feature_maps import map_shapes
 from calm_train.pretrained.convert import HEAD
 from calm_train.pretrained.open import open_part, part_source
-from calm_train.taste_teacher import TasteTeacher, TeacherInfo, TeacherPart
+from calm_train.taste_teacher import SIZE, TasteTeacher, TeacherInfo, TeacherPart, teacher_pixels
 
 NIMA = "nima-mobilenet"
 PARTS = (
@@ -83,12 +89,32 @@ def fit_teacher(teacher: TasteTeacher, votes: Tensor, features: Tensor, target: 
     return TasteTeacher(info, list(teacher.encoders), fitted)  # type: ignore[arg-type]
 
 
+def teacher_from_ratings(files: Sequence[Path], output: Path) -> str:
+    """Fit a teacher to rated photos, each file a set of its own, and save it. Returns the line that says so.
+
+    Raises DataError for a file, a photo or a set that cannot serve.
+    """
+    rated = [(str(file), row) for file in files for row in read_ratings(file)]
+    lost = [str(row.path) for _, row in rated if not row.path.is_file()]
+    if lost:
+        raise DataError(f"{len(lost)} of {len(rated)} rated photos are not there, the first is {lost[0]}")
+    target = standardise_sets(torch.tensor([row.rating for _, row in rated]), [file for file, _ in rated])
+    start = unfitted_teacher()
+    bar = Console(stderr=True)
+    votes, features = [], []
+    for _, row in track(rated, "rated photos", console=bar, transient=True, disable=not bar.is_terminal):
+        pixels = teacher_pixels(np.asarray(load_photo(row.path)))[None]
+        votes.append(start.nima_votes(pixels))
+        features.append(start.features(pixels))
+    note = f"{len(rated)} rated photos of {len(files)} sets"
+    fit_teacher(start, torch.cat(votes), torch.cat(features), target, note).save(output)
+    return f"{output}: teacher of taste from {note}"
+
+
 def block_sizes(teacher: TasteTeacher) -> list[int]:
     """Lengths of the parts of `TasteTeacher.features` that count alike: one encoder's maps, seen in one way."""
-    from calm_train.feature_maps import map_shapes
-
     sizes = []
     for encoder, part in zip(teacher.encoders, teacher.info.parts, strict=True):
-        channels = map_shapes(encoder.config, part.taps, 224).channels  # type: ignore[arg-type]
+        channels = map_shapes(encoder.config, part.taps, SIZE).channels  # type: ignore[arg-type]
         sizes += [2 * sum(channels)] * len(part.sights)
     return sizes

@@ -77,13 +77,15 @@ class Neck(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.standardise = nn.BatchNorm2d(channels, affine=False, momentum=0.05)
+        self.folded = False  # in a graph for serving: into the lateral convolution
         self.lateral = nn.Conv2d(channels, width, 1)
         self.mean = nn.Linear(channels, width)
         self.spread = nn.Linear(channels, width)
 
     def forward(self, summary: MapSummary) -> tuple[Tensor, Tensor]:
         """A summary of [B, C, P, P] -> tokens [B, STATISTICS + P * P, W], and the standardised mean [B, C]."""
-        grid = self.lateral(self.standardise(summary.grid)).flatten(2).transpose(1, 2)
+        values = summary.grid if self.folded else self.standardise(summary.grid)
+        grid = self.lateral(values).flatten(2).transpose(1, 2)
         centre, scale = self.standardise.running_mean, self.standardise.running_var
         assert centre is not None and scale is not None  # it keeps statistics
         deviation = (scale + self.standardise.eps).sqrt()

@@ -11,6 +11,7 @@ from calm_train.cli.fetch import fetch
 from calm_train.cli.mending import mending
 from calm_train.cli.preview import preview
 from calm_train.cli.stages import language, pretrain, tune
+from calm_train.cli.teacher import teacher
 
 
 @click.group()
@@ -33,5 +34,5 @@ def train() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
-for _command in (language, pretrain, tune, evaluate, preview, mending, fetch):
+for _command in (language, pretrain, tune, evaluate, preview, mending, fetch, teacher):
     train.add_command(_command)

@@ -40,6 +40,10 @@ def _stage_options(stage: StageName, init_help: str) -> Callable[[FC], FC]:
             "--data", multiple=True, metavar="NAME=ROOT", help="Labelled data set, e.g. ava=/data/AVA; may be repeated."
         ),
         click.option(
+            "--teacher", type=click.Path(path_type=Path), metavar="DIR",
+            help="Teacher of taste (calm train teacher) that labels the views with votes; default: a finished model keeps its own taste.",
+        ),
+        click.option(
             "--ratings", type=click.Path(path_type=Path), help="CSV file with the columns path,rating: someone's taste."
         ),
         click.option(

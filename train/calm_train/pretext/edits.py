@@ -245,10 +245,14 @@ def watermark(rgb: Tensor, severity: float, rng: np.random.Generator) -> Tensor:
         place = (float(rng.uniform(0, 0.4)) * width, float(rng.uniform(0.05, 0.85)) * height)
         draw.text(place, text, 255, font)
         if rng.integers(2):
-            draw.rectangle((place[0] - size / 4, place[1], place[0] + 0.62 * size * len(text), place[1] + 1.3 * size), None, 255, 2)
+            draw.rectangle(
+                (place[0] - size / 4, place[1], place[0] + 0.62 * size * len(text), place[1] + 1.3 * size), None, 255, 2
+            )
     share = torch.from_numpy(np.array(layer)).float() / 255 * float(rng.uniform(0.35, 1.0))
-    ink = torch.full((3, 1, 1), float(rng.choice([0.0, 1.0, 1.0]))) if rng.integers(3) else torch.rand(
-        (3, 1, 1), generator=torch.Generator().manual_seed(int(rng.integers(2**31)))
+    ink = (
+        torch.full((3, 1, 1), float(rng.choice([0.0, 1.0, 1.0])))
+        if rng.integers(3)
+        else torch.rand((3, 1, 1), generator=torch.Generator().manual_seed(int(rng.integers(2**31))))
     )
     return rgb * (1 - share) + ink * share
 
