@@ -1,7 +1,7 @@
 PYTHON ?= python3
 TORCH  := torch==2.13.0
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-trainings clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/calm score examples/
@@ -41,6 +41,11 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/nano_quality.py --photos $(PHOTOS)
 	.venv/bin/python benchmarks/suggestions.py --photos $(PHOTOS)
 	.venv/bin/python benchmarks/profiles.py --held-out $(PHOTOS) --rated $(RATED)
+
+# What the runs of benchmarks/train_nano.py in RUNS=... learnt of the photographs that people rated, RATED=...
+bench-trainings: .venv/installed
+	.venv/bin/python benchmarks/human_taste.py --rated $(RATED) --runs $(RUNS)
+	.venv/bin/python benchmarks/self_supervision.py --rated $(RATED) --runs $(RUNS)
 
 clean:
 	rm -rf .venv .venv-demo .venv-triton build dist

@@ -1,4 +1,4 @@
-"""Do suggestions mend what was spoiled? `calm_train.evaluation.suggestions`, written down.
+"""Do suggestions mend known faults? `calm_train.evaluation.suggestions`, written down.
 
 python benchmarks/suggestions.py --photos HELD_OUT_DIR --limit 30     writes suggestions.json and suggestions.md beside itself
 """

@@ -31,7 +31,7 @@ from calm_runtime.photo import fit_picture, load_photo
 from calm_train.build import build_model, photo_spec
 from calm_train.checkpoint import load_checkpoint, save_checkpoint
 from calm_train.data import BatchCollator, PromptEncoder
-from calm_train.evaluation.edits import SPOILED
+from calm_train.evaluation.degradations import DEGRADATIONS, black_and_white
 from calm_train.library import find_photos, load_pictures, read_picture
 from calm_train.model import CalmForConditionalGeneration
 from calm_train.objectives import expected_score
@@ -221,9 +221,9 @@ def train_run(
     shown = {
         "rated": own,
         "rated mirrored": [ImageOps.mirror(p) for p in own],
-        "rated grey": [p.convert("L").convert("RGB") for p in own],
+        "rated grey": [black_and_white(p) for p in own],
         "clean": others,
-        **{edit: [spoil(p) for p in others] for edit, spoil in SPOILED.items()},
+        **{kind: [degrade(p) for p in others] for kind, degrade in DEGRADATIONS.items()},
     }
     found = {what: predict(model, squares(pictures, spec), collator) for what, pictures in shown.items()}
     teacher_said = teacher.standing(

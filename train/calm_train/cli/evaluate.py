@@ -14,13 +14,14 @@ from rich.console import Console
 from calm_runtime import Calm
 from calm_runtime.errors import UsageError
 from calm_train.datasets import DATASETS, CaptionedPhoto, RatedPhoto, read_dataset
+from calm_train.evaluation.attributes import attribute_accuracy, held_out_views
 from calm_train.evaluation.captions import bundle_commenter, checkpoint_commenter, evaluate_captions
-from calm_train.evaluation.edits import attribute_accuracy, held_out_views, pairwise_edits
+from calm_train.evaluation.degradations import pairwise_degradations
 from calm_train.evaluation.personal import evaluate_personal
 from calm_train.evaluation.ratings import evaluate_ratings
 from calm_train.evaluation.scorer import BundleScorer, Scorer, open_scorer
 from calm_train.evaluation.suggestions import evaluate_suggestions, evenly_spaced
-from calm_train.evaluation.tables import caption_table, edit_tables, personal_table, rating_table
+from calm_train.evaluation.tables import caption_table, held_out_tables, personal_table, rating_table
 from calm_train.library import find_photos, load_pictures
 
 VIEWS_PER_PHOTO = 6
@@ -32,7 +33,9 @@ PERSONAL = tuple(name.removesuffix(RATERS) for name in DATASETS if name.endswith
 @click.command()
 @click.option("--checkpoint", metavar="FOLDER", help="Checkpoint, through PyTorch; a path or `calm-nano`.")
 @click.option("--bundle", metavar="FOLDER", help="Bundle, through the runtime; default: the built-in one.")
-@click.option("--photos", type=click.Path(path_type=Path), help="Held-out unlabelled photos: edits and attributes.")
+@click.option(
+    "--photos", type=click.Path(path_type=Path), help="Held-out unlabelled photos: degradations and attributes."
+)
 @click.option("--dataset", type=click.Choice(LABELLED), help="Rated or described photos, as published.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of that data set.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Default: every rated photo.")
@@ -63,7 +66,7 @@ def evaluate(
     """Measure a model on photos it never saw.
 
     \b
-    calm train evaluate --photos DIR                       order against spoiled copies, attribute levels
+    calm train evaluate --photos DIR                       order against degraded copies, attribute levels
     calm train evaluate --dataset ava --root DIR           SRCC, PLCC, MAE, accuracy and EMD against ratings
     calm train evaluate --dataset ava --root DIR --checkpoint runs/tune
     calm train evaluate --dataset ava-captions --root DIR  BLEU, ROUGE-L, CIDEr, METEOR of comments
@@ -108,7 +111,7 @@ def evaluate(
             assert isinstance(scorer, BundleScorer)  # no checkpoint, as checked above
             read, faults = evaluate_suggestions(scorer.calm, evenly_spaced(find_photos(photos), limit))
             result["suggestions"] = {"photos": read, "results": faults}
-        text = edit_tables(result)
+        text = held_out_tables(result)
     _give(result, text, as_json, report)
 
 
@@ -157,7 +160,7 @@ def _personal(
 
 def _self_supervised(scorer: Scorer, photos: Path, seed: int) -> dict[str, Any]:
     pictures = [Image.fromarray(picture) for picture in load_pictures(find_photos(photos))]
-    pairs = pairwise_edits(scorer, pictures)
+    degradations = asdict(pairwise_degradations(scorer, pictures))
     attributes = attribute_accuracy(scorer, held_out_views(pictures, VIEWS_PER_PHOTO, seed))
     named = {name: asdict(row) for name, row in attributes.items()}
-    return {"photos": len(pictures), "pairwise": pairs, "attributes": named, **scorer.identity}
+    return {"photos": len(pictures), "degradations": degradations, "attributes": named, **scorer.identity}

@@ -1,1 +1,1 @@
-"""Held-out evaluation of a checkpoint or a bundle: ranking of spoiled copies, attributes, ratings, captions."""
+"""Held-out evaluation of a checkpoint or a bundle: degraded copies, attributes, ratings, captions."""

@@ -16,7 +16,7 @@ from rich.progress import track
 from scipy.stats import pearsonr, spearmanr
 
 from calm_runtime.errors import DataError, PhotoError
-from calm_runtime.photo import leave_out_frame, load_photo
+from calm_runtime.photo import load_photo
 from calm_runtime.score import histogram_moments
 from calm_train.datasets import RatedPhoto, photo_input
 from calm_train.evaluation.scorer import Scorer
@@ -77,12 +77,12 @@ def evaluate_ratings(scorer: Scorer, photos: Sequence[RatedPhoto]) -> RatingAgre
         pictures: list[Image.Image] = []
         for photo in photos[start : start + DECODED]:
             try:
-                pictures.append(leave_out_frame(load_photo(photo_input(photo.path), scorer.spec), scorer.spec)[0])
+                pictures.append(load_photo(photo_input(photo.path), scorer.spec))
                 kept.append(photo)
             except PhotoError as error:
                 broken.append(str(error))
         if pictures:
-            histograms.append(scorer(pictures)[0])
+            histograms.append(scorer(pictures).histograms)
     if broken:
         logger.warning("%d of %d photos could not be read, the first: %s", len(broken), len(photos), broken[0])
     if not kept:

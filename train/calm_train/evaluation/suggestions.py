@@ -1,6 +1,6 @@
-"""Do suggestions mend what was spoiled? Photos are spoiled in known ways, and `calm suggest` is asked.
+"""Do suggestions mend known faults? Photos are degraded in known ways, and `calm suggest` is asked.
 
-The spoiling is written with Pillow and NumPy on 8-bit pictures, apart from the edits that training and suggestions use.
+The faults are made with Pillow and NumPy on 8-bit pictures, apart from the edits that training and suggestions use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from calm_runtime.errors import DataError, PhotoError
 from calm_runtime.lab import to_lab
 from calm_runtime.photo import load_photo
 from calm_runtime.retouch import retouch, to_floats
-from calm_train.evaluation.edits import Picture, levels, noise
+from calm_train.evaluation.degradations import Picture, levels, noise
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _TONE_KINDS = ("exposure", "contrast", "white balance", "saturation")
 
 
 @dataclass(frozen=True)
-class Spoiling:
+class Fault:
     """A known fault. mended_by: the kind of edit that undoes it. tones: the pixels stay in place."""
 
     apply: Callable[[Picture], Picture]
@@ -56,23 +56,23 @@ def _gains(red: float, green: float, blue: float) -> Callable[[Picture], Picture
     return lambda picture: levels(picture, lambda x: x * np.array([red, green, blue]))
 
 
-FAULTS: dict[str, Spoiling] = {
-    "darker by 1.5 stops": Spoiling(lambda p: _stops(p, -1.5), "exposure"),
-    "darker by half": Spoiling(lambda p: ImageEnhance.Brightness(p).enhance(0.5), "exposure"),
-    "brighter by 1 stop": Spoiling(lambda p: _stops(p, 1.0), "exposure"),
-    "brighter by gamma": Spoiling(lambda p: levels(p, lambda x: x**0.5), "exposure"),
-    "flat": Spoiling(lambda p: ImageEnhance.Contrast(p).enhance(0.45), "contrast"),
-    "veiled": Spoiling(lambda p: levels(p, lambda x: x + (0.85 - x) * 0.4), "contrast"),
-    "warm": Spoiling(_gains(1.2, 1.0, 0.7), "white balance"),
-    "cool": Spoiling(_gains(0.75, 1.0, 1.2), "white balance"),
-    "green": Spoiling(_gains(0.85, 1.12, 0.85), "white balance"),
-    "magenta veil": Spoiling(lambda p: levels(p, lambda x: x + np.array([0.06, -0.06, 0.06])), "white balance"),
-    "pale": Spoiling(lambda p: ImageEnhance.Color(p).enhance(0.35), "saturation"),
-    "too colourful": Spoiling(lambda p: ImageEnhance.Color(p).enhance(2.2), "saturation"),
-    "tilted": Spoiling(lambda p: _tilt(p, 8), "rotation", tones=False),
-    "tilted the other way": Spoiling(lambda p: _tilt(p, -5), "rotation", tones=False),
-    "noisy": Spoiling(lambda p: noise(p, 0.1), "denoise"),
-    "blurred": Spoiling(lambda p: p.filter(ImageFilter.GaussianBlur(max(p.size) / 200)), "sharpening"),
+FAULTS: dict[str, Fault] = {
+    "darker by 1.5 stops": Fault(lambda p: _stops(p, -1.5), "exposure"),
+    "darker by half": Fault(lambda p: ImageEnhance.Brightness(p).enhance(0.5), "exposure"),
+    "brighter by 1 stop": Fault(lambda p: _stops(p, 1.0), "exposure"),
+    "brighter by gamma": Fault(lambda p: levels(p, lambda x: x**0.5), "exposure"),
+    "flat": Fault(lambda p: ImageEnhance.Contrast(p).enhance(0.45), "contrast"),
+    "veiled": Fault(lambda p: levels(p, lambda x: x + (0.85 - x) * 0.4), "contrast"),
+    "warm": Fault(_gains(1.2, 1.0, 0.7), "white balance"),
+    "cool": Fault(_gains(0.75, 1.0, 1.2), "white balance"),
+    "green": Fault(_gains(0.85, 1.12, 0.85), "white balance"),
+    "magenta veil": Fault(lambda p: levels(p, lambda x: x + np.array([0.06, -0.06, 0.06])), "white balance"),
+    "pale": Fault(lambda p: ImageEnhance.Color(p).enhance(0.35), "saturation"),
+    "too colourful": Fault(lambda p: ImageEnhance.Color(p).enhance(2.2), "saturation"),
+    "tilted": Fault(lambda p: _tilt(p, 8), "rotation", tones=False),
+    "tilted the other way": Fault(lambda p: _tilt(p, -5), "rotation", tones=False),
+    "noisy": Fault(lambda p: noise(p, 0.1), "denoise"),
+    "blurred": Fault(lambda p: p.filter(ImageFilter.GaussianBlur(max(p.size) / 200)), "sharpening"),
 }
 
 
@@ -111,18 +111,18 @@ def evaluate_suggestions(calm: Calm, photos: Sequence[Path]) -> tuple[int, dict[
     return read, results
 
 
-def examine(calm: Calm, original: Picture, spoiled: Picture, mended_by: str) -> Row:
-    """Ask for suggestions on one spoiled photo, follow them, and measure the result against the original.
+def examine(calm: Calm, original: Picture, degraded: Picture, mended_by: str) -> Row:
+    """Ask for suggestions on one degraded photo, follow them, and measure the result against the original.
 
     first, top2: 1 when the inverse edit is the first suggestion, or among the first two. first gains, composition
     gains: 1 when the photo scores higher with the first suggestion, or with all that `--apply` makes, actually applied.
     """
-    found = calm.suggest(_png(spoiled))
+    found = calm.suggest(_png(degraded))
     kinds = [suggestion.edit.name for suggestion in found.suggestions]
     before = found.score.mean
-    improved = retouch(spoiled, found.composition)
+    improved = retouch(degraded, found.composition)
     gain = calm.score(_png(improved)).mean - before if found.composition else 0.0
-    first_gain = calm.score(_png(retouch(spoiled, [found.suggestions[0].edit]))).mean - before if kinds else 0.0
+    first_gain = calm.score(_png(retouch(degraded, [found.suggestions[0].edit]))).mean - before if kinds else 0.0
     return {
         "first": float(mended_by in kinds[:1]),
         "top2": float(mended_by in kinds[:2]),
@@ -131,8 +131,8 @@ def examine(calm: Calm, original: Picture, spoiled: Picture, mended_by: str) -> 
         "first gain": first_gain,
         "composition gains": float(gain > 0),
         "gain": gain,
-        "nearer": float(_lab_distance(improved, original) < _lab_distance(spoiled, original)),
-        "distance before": _lab_distance(spoiled, original),
+        "nearer": float(_lab_distance(improved, original) < _lab_distance(degraded, original)),
+        "distance before": _lab_distance(degraded, original),
         "distance after": _lab_distance(improved, original),
         "edits": float(len(found.composition)),
     }
@@ -143,7 +143,7 @@ def suggestion_table(results: dict[str, Row]) -> str:
     lines = [
         "Inverse edit: suggested first, and among the first two. Gains: the first suggestion, and the composition that",
         "`--apply` writes, raise the score when they are applied. Nearer: the improved picture is nearer to the untouched",
-        "photo than the spoiled one, by mean distance in L\\*a\\*b\\* (before -> after).",
+        "photo than the degraded one, by mean distance in L\\*a\\*b\\* (before -> after).",
         "",
         "| fault | inverse first | in top 2 | first gains | composition gains | mean gain | nearer | distance | edits |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from calm_train.evaluation.degradations import DISLIKED
 from calm_train.evaluation.published import AVA_CAPTIONS, AVA_TEST, PIAA_FLICKR_AES
 from calm_train.evaluation.suggestions import suggestion_table
 
@@ -75,16 +76,39 @@ def personal_table(result: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def edit_tables(result: dict[str, Any]) -> str:
-    """Markdown: order against spoiled copies, attribute accuracy, and suggestions where they were tried."""
-    rows = [f"# {result['model']} on {result['photos']} held-out photos\n", "| spoiled by | original scores higher |"]
-    rows += ["| --- | ---: |", *(f"| {name} | {value:.1%} |" for name, value in result["pairwise"].items())]
-    rows += ["", "| attribute | accuracy | majority level | balanced |", "| --- | ---: | ---: | ---: |"]
+def held_out_tables(result: dict[str, Any]) -> str:
+    """Markdown: order against degraded copies, attribute accuracy, and suggestions where they were tried."""
+    rows = [f"# {result['model']} on {result['photos']} held-out photos\n", degradation_table(result["degradations"])]
+    rows += ["| attribute | accuracy | majority level | balanced |", "| --- | ---: | ---: | ---: |"]
     for name, row in result["attributes"].items():
         rows.append(f"| {name} | {row['accuracy']:.1%} | {row['majority']:.1%} | {row['balanced']:.1%} |")
     if "suggestions" in result:
         rows += ["", f"Suggestions on {result['suggestions']['photos']} photos with one known fault.", ""]
         rows.append(suggestion_table(result["suggestions"]["results"]).rstrip())
+    return "\n".join(rows) + "\n"
+
+
+def degradation_table(result: dict[str, Any], untrained: dict[str, Any] | None = None) -> str:
+    """Markdown of a `DegradationResult` as plain data, on request beside that of an untrained model."""
+    columns = [(result, "score"), (result, "technical")]
+    head = "| clean version first, in pairs with | by score | by technical |"
+    if untrained is not None:
+        columns += [(untrained, "score"), (untrained, "technical")]
+        head += " untrained, by score | untrained, by technical |"
+    rows = [head, "| --- |" + " ---: |" * len(columns)]
+    for name in (*result["clean_first"], "all"):
+        cells = [(own["all"] if name == "all" else own["clean_first"][name])[what] for own, what in columns]
+        rows.append(f"| {name} | {' | '.join(f'{cell:.1%}' for cell in cells)} |")
+    known = (f"{own['disliked']:.1%}" if what == "score" else "" for own, what in columns)
+    rows.append(f"| the {len(DISLIKED)} faults that cost votes | {' | '.join(known)} |")
+    rows += ["", f"Those that cost votes: {', '.join(DISLIKED)}."]
+    if result["watermark_raises"] is not None:
+        rows.append(f"A large watermark raises the score of {result['watermark_raises']:.1%} of the photos.")
+    if result["black_and_white"] is not None:
+        rows.append(
+            "Black-and-white conversions of the third that scores highest: "
+            f"{result['black_and_white']:+.2f} points on average."
+        )
     return "\n".join(rows) + "\n"
 
 
