@@ -87,7 +87,7 @@ def test_a_rare_level_weighs_more_than_a_common_one():
 def test_the_dense_objectives_can_be_learnt_from_what_they_ask_for():
     torch.manual_seed(0)
     config = make_config()
-    patches = config.patches_per_side**2
+    patches = config.tap_shapes.sides[0] ** 2
     hidden = torch.randn(8, 1 + patches, config.vision_config.hidden_size)
     severities = torch.zeros(8, len(EDITS))
     severities[::2, 3] = 0.8
