@@ -67,7 +67,7 @@ def lab_distance(one: Image.Image, other: Image.Image) -> float:
 
 def score_of(calm: Calm, picture: Image.Image) -> float:
     pixels = to_pixel_values(picture, calm.bundle.manifest.photo)
-    return calm.score_pixels(pixels[None], [{}])[0].mean
+    return calm.score_pixels(pixels[None], [{}])[0].quality
 
 
 def test_every_reported_gain_can_be_measured_again(calm: Calm, dark: bytes, found: Suggestions) -> None:
@@ -75,9 +75,9 @@ def test_every_reported_gain_can_be_measured_again(calm: Calm, dark: bytes, foun
     picture = load_photo(dark)
     for suggestion in found.suggestions:
         assert suggestion.gain >= LEAST_GAIN
-        assert suggestion.gain == pytest.approx(suggestion.score_after - found.score.mean)
+        assert suggestion.gain == pytest.approx(suggestion.quality_after - found.score.quality)
         # The search edits at model size; edits of the larger picture differ by rounding and resampling.
-        assert score_of(calm, retouch(picture, [suggestion.edit])) == pytest.approx(suggestion.score_after, abs=0.15)
+        assert score_of(calm, retouch(picture, [suggestion.edit])) == pytest.approx(suggestion.quality_after, abs=0.15)
 
 
 def test_suggestions_are_one_per_kind_and_ranked(found: Suggestions) -> None:
@@ -90,8 +90,8 @@ def test_suggestions_are_one_per_kind_and_ranked(found: Suggestions) -> None:
 def test_the_composition_gains_and_has_each_kind_once(calm: Calm, dark: bytes, found: Suggestions) -> None:
     assert found.composition
     assert len({edit.name for edit in found.composition}) == len(found.composition)
-    assert found.score_after > found.score.mean
-    assert score_of(calm, retouch(load_photo(dark), found.composition)) > found.score.mean
+    assert found.quality_after > found.score.quality
+    assert score_of(calm, retouch(load_photo(dark), found.composition)) > found.score.quality
 
 
 def test_a_look_suggests_the_same_as_the_model(calm: Calm, dark: bytes, found: Suggestions) -> None:
@@ -143,15 +143,16 @@ class Wishful:
         self._weight = weight
 
     def score_pixels(self, pixels: npt.NDArray[np.float32], timings: Sequence[dict[str, float]]) -> list[Score]:
-        return [replace(self._score, mean=5 + self._weight * float(row.mean())) for row in pixels]
+        ratings = [5 + self._weight * float(row.mean()) for row in pixels]
+        return [replace(self._score, mean=rating, technical=rating) for rating in ratings]
 
 
 def test_nothing_is_suggested_when_nothing_gains(photos: list[Image.Image], found: Suggestions) -> None:
-    score = replace(found.score, mean=5.0)
+    score = replace(found.score, mean=5.0, technical=5.0)
     result = find_suggestions(Wishful(score, 0.0), PhotoSpec(), "photo", photos[0], "", score)
     assert result.suggestions == ()
     assert result.composition == ()
-    assert result.score_after == 5.0
+    assert result.quality_after == 5.0
 
 
 def test_a_model_that_loves_light_cannot_make_a_bright_photo_brighter(photos: list[Image.Image]) -> None:
@@ -229,8 +230,8 @@ def test_json_is_one_record_per_photo(folder: Path, nano_bundle: Path) -> None:
         assert list(record) == ["path", "score", "suggestions", "model", "bundle", "ms"]
         assert record["suggestions"]
         for suggestion in record["suggestions"]:
-            assert list(suggestion) == ["edit", "amount", "unit", "score_after", "gain"]
-            assert suggestion["gain"] == pytest.approx(suggestion["score_after"] - record["score"])
+            assert list(suggestion) == ["edit", "amount", "unit", "quality_after", "gain"]
+            assert suggestion["gain"] == pytest.approx(suggestion["quality_after"] - record["quality"])
 
 
 def test_apply_writes_one_better_picture_per_photo_and_keeps_the_originals(folder: Path, nano_bundle: Path) -> None:
@@ -252,7 +253,7 @@ def test_apply_writes_one_better_picture_per_photo_and_keeps_the_originals(folde
         if "written" in record:
             written = record["written"]
             assert written["score"] > record["score"] or not written["edits"]
-            assert Calm.load(nano_bundle).score(written["path"]).mean == pytest.approx(written["score"], abs=1e-3)
+            assert Calm.load(nano_bundle).score(written["path"]).quality == pytest.approx(written["quality"], abs=1e-3)
     with Image.open(out / "cat.JPG") as improved, Image.open(folder / "cat.JPG") as original:
         assert improved.size == original.size[::-1]
         assert improved.getexif().get(0x0112) is None

@@ -40,17 +40,17 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".png": "PNG", ".we
 class Improved:
     """What was written for one photo.
 
-    edits: those that were applied, none when nothing gained. score: of the written picture, read back.
+    edits: those that were applied, none when nothing gained. quality: of the written picture, read back.
     """
 
     path: Path
     before_after: Path
     edits: tuple[Edit, ...]
-    score: float
+    quality: float
 
     def to_json(self) -> dict[str, object]:
         edits = [{"edit": edit.name, "amount": edit.amount, "unit": edit.unit} for edit in self.edits]
-        return {"path": str(self.path), "before_after": str(self.before_after), "edits": edits, "score": self.score}
+        return {"path": str(self.path), "before_after": str(self.before_after), "edits": edits, "quality": self.quality}
 
 
 def plan_outputs(photos: Sequence[tuple[str, str]], folder: Path) -> dict[str, Path]:
@@ -78,7 +78,7 @@ def plan_outputs(photos: Sequence[tuple[str, str]], folder: Path) -> dict[str, P
 def write_improved(calm: Calm, photo: str | Path, found: Suggestions, target: Path) -> Improved:
     """Apply the composition at full resolution, and write the picture and its before/after picture.
 
-    The written picture scores higher than the photo, or has no edits: if what the search measured does not hold at
+    The written picture is of higher quality than the photo, or has no edits: if what the search measured does not hold at
     full resolution, the last edits are left out. Both files appear whole or not at all.
     Raises PhotoError, also when a file is in the way that `write_improved` did not write.
     """
@@ -95,13 +95,13 @@ def write_improved(calm: Calm, photo: str | Path, found: Suggestions, target: Pa
         data = _encode(edited, target, exif)
         limits = replace(calm.limits, max_bytes=len(data), min_side=1)
         read, _ = leave_out_frame(load_photo(data, spec, limits), spec)
-        score = calm.score_pixels(to_pixel_values(read, spec)[None], [{}])[0].mean
-        if not edits or score > found.score.mean:
+        quality = calm.score_pixels(to_pixel_values(read, spec)[None], [{}])[0].quality
+        if not edits or quality > found.score.quality:
             break
         edits = edits[:-1]
     _write(target, data)
     _write(preview, _encode(_side_by_side(full, edited), preview, None))
-    return Improved(target, preview, tuple(edits), score)
+    return Improved(target, preview, tuple(edits), quality)
 
 
 def _exif_without_orientation(picture: Image.Image) -> bytes | None:

@@ -60,6 +60,11 @@ class Score:
     timings: dict[str, float] = field(default_factory=dict)
     personal: float | None = None
 
+    @property
+    def quality(self) -> float:
+        """Mean of score and technical: what edits are judged by, so that neither rating is bought with the other."""
+        return 0.5 * (self.mean + self.technical)
+
     def to_json(self) -> dict[str, object]:
         """The record `calm score --json` prints (without the path)."""
         personal = {} if self.personal is None else {"personal": self.personal}

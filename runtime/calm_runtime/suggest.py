@@ -33,13 +33,13 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One edit, verified. score_after: the model's score of the edited photo; gain: that minus the score before.
+    """One edit, verified. quality_after: the model's quality (`Score.quality`) of the edited photo; gain: that minus the quality before.
 
     support: log odds from the picture's statistics and the model's words that the edit mends the photo.
     """
 
     edit: Edit
-    score_after: float
+    quality_after: float
     gain: float
     support: float
 
@@ -59,14 +59,14 @@ class Suggestion:
 
     def to_json(self) -> dict[str, object]:
         return {"edit": self.edit.name, "amount": self.amount, "unit": self.unit,
-                "score_after": self.score_after, "gain": self.gain}  # fmt: skip
+                "quality_after": self.quality_after, "gain": self.gain}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Suggestions:
     """What to do about one photo, best first; empty when nothing gains.
 
-    composition: the edits to make together, in order. score_after: the score with all of them, at model resolution.
+    composition: the edits to make together, in order. quality_after: the quality with all of them, at model resolution.
     timings: milliseconds; "suggest" is the search.
     """
 
@@ -74,7 +74,7 @@ class Suggestions:
     score: Score
     suggestions: tuple[Suggestion, ...]
     composition: tuple[Edit, ...]
-    score_after: float
+    quality_after: float
     timings: dict[str, float]
 
     def to_json(self) -> dict[str, object]:
@@ -82,6 +82,8 @@ class Suggestions:
         return {
             "path": self.photo,
             "score": self.score.mean,
+            "technical": self.score.technical,
+            "quality": self.score.quality,
             "suggestions": [suggestion.to_json() for suggestion in self.suggestions],
             "model": self.score.model,
             "bundle": self.score.bundle,
@@ -105,8 +107,8 @@ def find_suggestions(
     """
     start = perf_counter()
     candidates = propose(picture, read_opinion(score.attributes, words))
-    ranked = rank(verify(scorer, spec, picture, candidates, score.mean))
-    done, reached = _compose(scorer, spec, picture, ranked, score.mean)
+    ranked = rank(verify(scorer, spec, picture, candidates, score.quality))
+    done, reached = _compose(scorer, spec, picture, ranked, score.quality)
     timings = score.timings | {"suggest": round((perf_counter() - start) * 1e3, 3)}
     timings["total"] = round(sum(ms for stage, ms in timings.items() if stage != "total"), 3)
     return Suggestions(photo, score, tuple(ranked), tuple(done), reached, timings)
@@ -124,7 +126,7 @@ def _compose(
     scores = score_edits(scorer, spec, picture, together)
     done, reached = next(
         ((edits, after) for edits, after in zip(together, scores, strict=True) if after - before >= LEAST_GAIN),
-        ([ranked[0].edit], ranked[0].score_after) if ranked and _composable(ranked[0]) else ([], before),
+        ([ranked[0].edit], ranked[0].quality_after) if ranked and _composable(ranked[0]) else ([], before),
     )
     for suggestion in ranked:
         if suggestion.edit.name in (*KINDS, *(edit.name for edit in done)) or not _composable(suggestion):
@@ -142,7 +144,7 @@ def verify(
     candidates: Iterable[Candidate],
     before: float,
 ) -> list[Suggestion]:
-    """Apply each candidate to the picture and score the results. before: the picture's own score."""
+    """Apply each candidate to the picture and score the results. before: the picture's own quality."""
     kept = list(candidates)
     scores = score_edits(scorer, spec, picture, [[candidate.edit] for candidate in kept])
     return [
@@ -154,7 +156,7 @@ def verify(
 def score_edits(
     scorer: Scorer, spec: PhotoSpec, picture: Image.Image, compositions: Sequence[Sequence[Edit]]
 ) -> list[float]:
-    """The score of the picture after each list of edits. Tones are applied at model size, framing to the larger picture."""
+    """The quality of the picture after each list of edits. Tones are applied at model size, framing to the larger picture."""
     prepared = to_model_size(picture, spec)
     pixels = []
     for edits in compositions:
@@ -164,7 +166,7 @@ def score_edits(
     scores: list[float] = []
     for start in range(0, len(pixels), _BATCH):
         batch = np.stack(pixels[start : start + _BATCH])  # [B, 3, S, S]
-        scores += [score.mean for score in scorer.score_pixels(batch, [{} for _ in batch])]
+        scores += [score.quality for score in scorer.score_pixels(batch, [{} for _ in batch])]
     return scores
 
 

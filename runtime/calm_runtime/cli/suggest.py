@@ -88,15 +88,15 @@ def describe(edit: Edit) -> str:
 
 
 def _lines(found: Suggestions, written: Improved | None) -> list[str]:
-    before = found.score.mean
+    before = found.score.quality
     lines = [click.style(display_name(found.photo), bold=True) + f"  {before:.1f}"]
     for number, suggestion in enumerate(found.suggestions, 1):
         gain = click.style(f"{suggestion.gain:+.1f}", fg="green")
-        lines.append(f"  {number}. {describe(suggestion.edit)}  {before:.1f} -> {suggestion.score_after:.1f} ({gain})")
+        lines.append(f"  {number}. {describe(suggestion.edit)}  {before:.1f} -> {suggestion.quality_after:.1f} ({gain})")
     if not found.suggestions:
         lines.append("  nothing that was tried gains; leave it as it is")
     if written:
-        lines.append(f"  wrote {display_name(str(written.path))}  {before:.1f} -> {written.score:.1f}")
+        lines.append(f"  wrote {display_name(str(written.path))}  {before:.1f} -> {written.quality:.1f}")
         if written.edits:
             lines.append("    with " + "; ".join(describe(edit) for edit in written.edits))
         else:

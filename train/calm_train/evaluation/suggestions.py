@@ -119,10 +119,10 @@ def examine(calm: Calm, original: Picture, degraded: Picture, mended_by: str) ->
     """
     found = calm.suggest(_png(degraded))
     kinds = [suggestion.edit.name for suggestion in found.suggestions]
-    before = found.score.mean
+    before = found.score.quality
     improved = retouch(degraded, found.composition)
-    gain = calm.score(_png(improved)).mean - before if found.composition else 0.0
-    first_gain = calm.score(_png(retouch(degraded, [found.suggestions[0].edit]))).mean - before if kinds else 0.0
+    gain = calm.score(_png(improved)).quality - before if found.composition else 0.0
+    first_gain = calm.score(_png(retouch(degraded, [found.suggestions[0].edit]))).quality - before if kinds else 0.0
     return {
         "first": float(mended_by in kinds[:1]),
         "top2": float(mended_by in kinds[:2]),
