@@ -36,11 +36,11 @@ lint: .venv/installed
 	.venv/bin/ruff format --check .
 	MYPYPATH=runtime:train:export .venv/bin/mypy runtime/calm_runtime export/calm_export train/calm_train
 
-# Photographs no model of this project was trained on, and photographs to rate: PHOTOS=... RATED=...
+# Photographs no model of this project was trained on, and photographs with raters.csv (benchmarks/profiles.py): PHOTOS=... RATED=...
 bench: .venv/installed
 	.venv/bin/python benchmarks/nano_quality.py --photos $(PHOTOS)
 	.venv/bin/python benchmarks/suggestions.py --photos $(PHOTOS)
-	.venv/bin/python benchmarks/profiles.py --held-out $(PHOTOS) --rated $(RATED)
+	.venv/bin/python benchmarks/profiles.py --rated $(RATED)
 
 # What the runs of benchmarks/train_nano.py in RUNS=... learnt of the photographs that people rated, RATED=...
 bench-trainings: .venv/installed

@@ -1,20 +1,23 @@
-"""Do personal profiles learn a taste? Simulated raters of opposite tastes, at 10, 30 and 100 ratings.
+"""Do personal profiles learn a taste? Real people's own ratings, and simulated raters of one plain taste each.
 
-python benchmarks/profiles.py --rated DIR --held-out DIR     writes profiles.json and profiles.md beside itself
+python benchmarks/profiles.py --rated DIR     writes profiles.json and profiles.md beside itself
 
-A rater rates 1 to 5 by one measured property of a photo (the fifth of the photos that have most of it gets 5), with
-a fifth of a standard deviation of noise. Profiles learn from k photos of --rated; the rank correlation (SRCC) with
-the rater's own ratings is taken on all photos of --held-out, mean over repeats with other photos. Beside the profile
-stand its two parts: the light head, and the model's in-context reading of the rated photos.
+DIR holds photographs and raters.csv (columns rater,path,rating; any scale). Of each rater k ratings are known and the rest
+are tested, as with FLICKR-AES: rank correlation (SRCC) with the rater's own, mean over repeats, then mean and spread over
+the raters. Beside the profile stand the base score and, as what can be reached without knowing the person, the mean of all
+other raters. A simulated rater rates the same photos 1 to 5 by one measured property, with a fifth of a standard deviation
+of noise.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import platform
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -23,12 +26,14 @@ from scipy.stats import rankdata
 
 from calm_runtime import Calm
 from calm_runtime.photo import load_photo
-from calm_train.evaluation.personal import learn_ways, look, srcc
-from calm_train.library import find_photos
+from calm_runtime.ratings import to_score_scale
+from calm_train.datasets import RatedPhoto
+from calm_train.evaluation.personal import PersonalAgreement, RaterAgreement, evaluate_personal, srcc
 
 HERE = Path(__file__).parent
-COUNTS = (10, 30, 100)
-REPEATS = 5
+COUNTS = (3, 5, 10, 30, 100)
+REPEATS = 10
+LIKES = "likes "
 
 
 def _saturation(picture: Image.Image) -> float:
@@ -40,16 +45,8 @@ def _brightness(picture: Image.Image) -> float:
 
 
 def _sharpness(picture: Image.Image) -> float:
-    gray = picture.convert("L")
-    return float(np.asarray(gray.filter(ImageFilter.FIND_EDGES), np.float64)[2:-2, 2:-2].std())
-
-
-def _framing(picture: Image.Image) -> float:
-    """How much of the detail lies in the middle half: a subject far away, as against one that fills the frame."""
-    edges = np.asarray(picture.convert("L").filter(ImageFilter.FIND_EDGES), np.float64)[2:-2, 2:-2]
-    height, width = edges.shape
-    middle = edges[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    return float(middle.sum() / (edges.sum() + 1))
+    edges = picture.convert("L").filter(ImageFilter.FIND_EDGES)
+    return float(np.asarray(edges, np.float64)[2:-2, 2:-2].std())
 
 
 def _symmetry(picture: Image.Image) -> float:
@@ -57,98 +54,121 @@ def _symmetry(picture: Image.Image) -> float:
     return float(np.corrcoef(gray.ravel(), gray[:, ::-1].ravel())[0, 1])
 
 
-def _warmth(picture: Image.Image) -> float:
-    red, _, blue = np.asarray(picture, np.float64).mean(axis=(0, 1))
-    return float((red - blue) / (red + blue + 1))
-
-
 TASTES: dict[str, Callable[[Image.Image], float]] = {
     "saturated": _saturation,
     "muted": lambda p: -_saturation(p),
     "bright": _brightness,
     "dark": lambda p: -_brightness(p),
-    "sharp": _sharpness,
     "soft": lambda p: -_sharpness(p),
     "symmetric": _symmetry,
-    "wide": _framing,
-    "tight": lambda p: -_framing(p),
-    "warm": _warmth,
 }
 
 
-def rate(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def read_raters(folder: Path) -> list[RatedPhoto]:
+    """raters.csv of a folder; the least and the greatest rating in it are the ends of the scale."""
+    with (folder / "raters.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(row["rater"], folder / row["path"], float(row["rating"])) for row in csv.DictReader(file)]
+    low, high = (end(rating for _, _, rating in rows) for end in (min, max))
+    return [RatedPhoto(path, to_score_scale(rating, low, high), rater=rater) for rater, path, rating in rows]
+
+
+def simulate_raters(photos: list[Path]) -> list[RatedPhoto]:
     """Ratings 1..5 by fifths of a noisy property."""
-    noisy = values + 0.2 * values.std() * rng.normal(size=len(values))
-    return np.ceil(5 * rankdata(noisy) / len(noisy)).clip(1, 5)
+    ratings = []
+    pictures = [load_photo(photo) for photo in photos]
+    for number, (taste, measure) in enumerate(TASTES.items()):
+        values = np.array([measure(picture) for picture in pictures])
+        noisy = values + 0.2 * values.std() * np.random.default_rng(number).normal(size=len(values))
+        stars = np.ceil(5 * rankdata(noisy) / len(noisy)).clip(1, 5)
+        ratings += [RatedPhoto(p, float(s), rater=LIKES + taste) for p, s in zip(photos, stars, strict=True)]
+    return ratings
+
+
+def others_agreement(ratings: list[RatedPhoto]) -> list[float]:
+    """SRCC of each rater with the mean of all other raters of the same photos."""
+    own: dict[str, dict[object, float]] = {}
+    for rating in ratings:
+        own.setdefault(str(rating.rater), {})[rating.path] = rating.mean
+    found = []
+    for rater, mine in own.items():
+        rest = {p: [of[p] for name, of in own.items() if name != rater and p in of] for p in mine}
+        shared = [photo for photo, values in rest.items() if values]
+        if len(shared) > 1:
+            found.append(
+                srcc(np.array([np.mean(rest[photo]) for photo in shared]), np.array([mine[p] for p in shared]))
+            )
+    return found
+
+
+def summarise(raters: list[RaterAgreement]) -> dict[str, float]:
+    """Mean and spread over raters of base, profile and gain; in what share of repeats the profile ordered worse."""
+    base, personal = (np.array([np.mean(getattr(r, part)) for r in raters]) for part in ("base", "personal"))
+    worse = [np.mean(np.array(rater.personal) < np.array(rater.base)) for rater in raters]
+    gain = personal - base
+    return {
+        "raters": len(raters),
+        "base": float(base.mean()),
+        "base_std": float(base.std()),
+        "personal": float(personal.mean()),
+        "personal_std": float(personal.std()),
+        "gain": float(gain.mean()),
+        "gain_std": float(gain.std()),
+        "worse": float(np.mean(worse)),
+    }
 
 
 @click.command(help=__doc__)
-@click.option("--rated", type=click.Path(path_type=Path), required=True)
-@click.option("--held-out", type=click.Path(path_type=Path), required=True)
-def main(rated: Path, held_out: Path) -> None:
+@click.option("--rated", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+def main(rated: Path) -> None:
     calm = Calm.load()
-    paths, others = find_photos(rated), find_photos(held_out)
-    seen = look(calm, [*paths, *others])
-    known, tested = (np.array([seen.rows[path] for path in group if path in seen.rows]) for group in (paths, others))
-    pictures = {path: load_photo(path) for path in seen.rows}
-    in_order = [list(seen.rows)[row] for row in (*known, *tested)]
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for taste, measure in TASTES.items():
-        values = np.array([measure(pictures[path]) for path in in_order])
-        truth = rate(values[len(known) :], np.random.default_rng(0))
-        base = srcc(seen.scores[tested], truth)
-        table[taste] = {}
-        for count in COUNTS:
-            found: dict[str, list[float]] = {}
-            for repeat in range(REPEATS):
-                rng = np.random.default_rng((count, repeat))
-                chosen = rng.choice(len(known), count, replace=False)
-                ratings = rate(values[: len(known)], rng)[chosen]
-                for way, expected in learn_ways(calm, seen, known[chosen], ratings, tested).items():
-                    found.setdefault(way, []).append(srcc(expected, truth))
-            table[taste][str(count)] = {"base": base, **{way: float(np.mean(found[way])) for way in found}}
-        click.echo(f"{taste}: {table[taste]}", err=True)
-    header = {
+    people = read_raters(rated)
+    simulated = simulate_raters(sorted({Path(str(rating.path)) for rating in people}))
+    photos, agreements = evaluate_personal(calm, [*people, *simulated], REPEATS, counts=COUNTS)
+    others = others_agreement(people)
+    result = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "rated": len(known),
-        "held_out": len(tested),
-        "repeats": REPEATS,
         "bundle": calm.bundle.digest,
+        "photos": photos,
+        "repeats": REPEATS,
+        "others": float(np.mean(others)),
+        "others_std": float(np.std(others)),
+        "people": {str(a.count): summarise(_raters(a, simulated=False)) for a in agreements},
+        "simulated": {str(a.count): summarise(_raters(a, simulated=True)) for a in agreements},
+        "by_rater": {
+            str(a.count): {name: summarise([rater]) for name, rater in a.by_rater.items()} for a in agreements
+        },
     }
-    (HERE / "profiles.json").write_text(json.dumps({**header, "srcc": table}, indent=2) + "\n")
-    text = report(header, table)
+    (HERE / "profiles.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = report(result)
     (HERE / "profiles.md").write_text(text)
     click.echo(text)
 
 
-def report(header: dict[str, object], table: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Markdown: a row per taste; in each cell profile (light head / in context)."""
+def _raters(agreement: PersonalAgreement, simulated: bool) -> list[RaterAgreement]:
+    return [rater for name, rater in agreement.by_rater.items() if name.startswith(LIKES) == simulated]
+
+
+def report(result: dict[str, Any]) -> str:
+    """Markdown: a row per number of ratings."""
     lines = [
-        "# Personal profiles against simulated raters",
+        "# Personal profiles",
         "",
-        f"{header['date']}, {header['machine']}, bundle `{str(header['bundle'])[:12]}`; profiles learnt on k of",
-        f"{header['rated']} photos, SRCC on {header['held_out']} held-out photos, mean of {header['repeats']} repeats.",
-        "In each cell: the profile, and in brackets its light head alone / its in-context reading alone.",
-        "",
-        f"| the rater likes | base score | {' | '.join(f'k = {count}' for count in COUNTS)} |",
-        f"| --- | ---: |{' ---: |' * len(COUNTS)}",
+        f"{result['date']}, {result['machine']}, bundle `{str(result['bundle'])[:12]}`. {result['photos']} photos; SRCC with a",
+        "rater's own ratings of those that the profile did not learn from, mean ± spread over raters,",
+        f"{result['repeats']} repeats. Worse: share of profiles that order them worse than the base score does.",
     ]
-
-    def cell(ways: dict[str, float]) -> str:
-        parts = " / ".join(f"{ways[part]:.2f}" for part in ("head", "context") if part in ways)
-        return f"{ways['personal']:.2f} ({parts})"
-
-    rows = dict(table)
-    rows["**mean**"] = {
-        str(count): {
-            way: float(np.mean([row[str(count)][way] for row in table.values()])) for way in table["bright"][str(count)]
-        }
-        for count in COUNTS
+    titles = {
+        "people": f"Real people; the mean of the other raters reaches {result['others']:.2f} ± {result['others_std']:.2f}",
+        "simulated": f"Simulated raters, who like photos that are {', '.join(TASTES)}",
     }
-    for name, row in rows.items():
-        base = row[str(COUNTS[0])]["base"]
-        lines.append(f"| {name} | {base:.2f} | {' | '.join(cell(row[str(count)]) for count in COUNTS)} |")
+    for part, title in titles.items():
+        lines += ["", f"## {title}", "", "| ratings | raters | base score | profile | gain | worse |"]
+        lines.append("| ---: | ---: | ---: | ---: | ---: | ---: |")
+        for count, row in result[part].items():
+            cells = [f"{row[k]:.2f} ± {row[k + '_std']:.2f}" for k in ("base", "personal")]
+            cells.append(f"{row['gain']:+.3f} ± {row['gain_std']:.3f}")
+            lines.append(f"| {count} | {row['raters']} | {' | '.join(cells)} | {row['worse']:.0%} |")
     return "\n".join(lines) + "\n"
 
 

@@ -20,7 +20,6 @@ from calm_runtime.llm import KvCache
 from calm_runtime.profile import PersonalScorer, build_profile, load_profile
 from calm_runtime.prompt import PROMPTS
 from calm_runtime.ratings import PhotoRating, read_ratings, to_score_scale
-from calm_runtime.taste import Features, learn_taste, personal_ratings
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +67,6 @@ def test_opposite_tastes_are_learnt_from_ten_ratings(calm: Calm, lightness_ladde
     assert spearmanr(personal, [sign * value for _, value in unseen]).statistic > 0.7
 
 
-def test_the_evidence_finds_the_block_that_matters_and_ignores_noise():
-    rng = np.random.default_rng(0)
-    features = Features(
-        rng.normal(size=(60, 1)), rng.normal(size=(60, 6)), rng.normal(size=(60, 200)), rng.normal(size=(60, 14))
-    )
-    truth = 3 + features.attributes[:, 2] - 0.5 * features.attributes[:, 4]
-    train, test = (Features(*(block[part] for block in features)) for part in (slice(0, 30), slice(30, 60)))
-    learnt = learn_taste(train, truth[:30] + 0.2 * rng.normal(size=30))
-    assert spearmanr(personal_ratings(learnt, test), truth[30:]).statistic > 0.9
-
-
 def test_a_profile_survives_its_file_and_gives_the_same_scores(calm: Calm, lightness_ladder, tmp_path):
     profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:6]])
     profile.save(tmp_path / "me.calmprofile")
@@ -108,7 +96,7 @@ def test_every_changed_byte_is_refused(calm: Calm, lightness_ladder, tmp_path):
 def test_a_profile_of_an_older_format_is_refused_with_the_command(calm: Calm, lightness_ladder, tmp_path):
     profile, _ = build_profile(calm, [PhotoRating(*row) for row in lightness_ladder[:4]])
     file = tmp_path / "me.calmprofile"
-    replace(profile, info=msgspec.structs.replace(profile.info, format=4)).save(file)
+    replace(profile, info=msgspec.structs.replace(profile.info, format=5)).save(file)
     with pytest.raises(ProfileError, match=f"calm profile build RATINGS.CSV -o {file}"):
         load_profile(file)
 
@@ -234,8 +222,12 @@ def test_the_commands_build_show_and_score(lightness_ladder, tmp_path):
     output = str(tmp_path / "me.calmprofile")
     built = runner.invoke(command, ["profile", "build", str(file), "-o", output], standalone_mode=False)
     assert built.return_value == 0, built.output
+    assert "Not yet useful: with 5 ratings" in built.output
+    assert "Rate 5 more" in built.output
     shown = runner.invoke(command, ["profile", "show", output], standalone_mode=False)
-    assert json.loads(shown.stdout)["ratings"] == 5
+    info = json.loads(shown.stdout)
+    assert info["ratings"] == 5
+    assert set(info["worth"]) == {"profile", "base", "error"}
     arguments = ["score", "--json", "--profile", output, str(lightness_ladder[0][0])]
     scored = json.loads(runner.invoke(command, arguments, standalone_mode=False).stdout)
     assert list(scored)[:3] == ["path", "score", "personal"]

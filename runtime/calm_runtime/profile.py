@@ -23,9 +23,10 @@ from calm_runtime.pipeline import Calm, Photo
 from calm_runtime.ratings import PhotoRating, to_score_scale
 from calm_runtime.score import SCORE_HIGH, SCORE_LOW, Score
 from calm_runtime.taste import MAX_RATINGS, Features, Taste, learn_taste, personal_ratings, taste_features
+from calm_runtime.worth import Worth, profile_worth
 
 SUFFIX = ".calmprofile"
-FORMAT = 5
+FORMAT = 6
 MIN_RATINGS = 3
 MAX_BYTES = 64_000_000
 _KEY = "profile"
@@ -35,8 +36,9 @@ class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a profile says about itself.
 
     bundle: digest of the bundle whose features it was learnt on. ratings: that were learnt from; examples: of them, how
-    many stand in the prompt; context_weight: how much that reading counts beside the light head. scale: worst and best
-    rating the person could give. digest: SHA-256 of everything else in the file.
+    many stand in the prompt; context_weight: how much that reading counts beside the light head. worth: of the light head,
+    on the person's own ratings. scale: worst and best rating the person could give. digest: SHA-256 of everything else in
+    the file.
     """
 
     format: int
@@ -45,6 +47,7 @@ class ProfileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ratings: int
     examples: int
     context_weight: float
+    worth: Worth
     scale: tuple[float, float]
     mean: float
     std: float
@@ -128,6 +131,7 @@ def build_profile(
     if min(kept) < low or max(kept) > high:
         raise ProfileError(f"ratings run from {min(kept):g} to {max(kept):g}, beyond the scale {low:g}..{high:g}")
     features = Features(*(np.concatenate(blocks) for blocks in zip(*rows, strict=True)))
+    worth = profile_worth(features, np.array(kept))
     taste = learn_taste(features, np.array(kept))
     taste = taste._replace(weights=taste.weights.astype(np.float32), centre=taste.centre.astype(np.float32))
     opinion = standardise(kept)
@@ -138,7 +142,7 @@ def build_profile(
     manifest = calm.bundle.manifest
     info = ProfileInfo(
         FORMAT, manifest.digest, f"{manifest.model.name} {manifest.model.version}", len(kept),
-        len(examples) if weight else 0, weight, (low, high), taste.mean, taste.std,
+        len(examples) if weight else 0, weight, worth, (low, high), taste.mean, taste.std,
     )  # fmt: skip
     return _signed(Profile(info, taste, context)), errors
 
@@ -182,8 +186,7 @@ class PersonalScorer:
 
 def example_rows(features: Features, ratings: npt.NDArray[np.float64], most: int) -> list[int]:
     """Which of the rated photos stand in the prompt: see `choose_examples`."""
-    looks = np.concatenate([features.attributes, features.statistics], axis=1)
-    return choose_examples(looks, standardise(ratings), most)
+    return choose_examples(features.statistics, standardise(ratings), most)
 
 
 def blend(
@@ -202,7 +205,8 @@ def photo_features(
     """What `Calm.score_pixels` takes -> the base scores, what taste is read from, and what that was made of."""
     seen = calm.see(pixels)
     scores = calm.score_aligned(seen.aligned, [own | seen.timings for own in timings or [{} for _ in pixels]], frames)
-    return scores, taste_features(seen, scores, picture_statistics(pixels, calm.bundle.manifest.photo)), seen
+    manifest = calm.bundle.manifest
+    return scores, taste_features(seen, scores, picture_statistics(pixels, manifest.photo), manifest.reference), seen
 
 
 def _signed(profile: Profile) -> Profile:

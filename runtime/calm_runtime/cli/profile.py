@@ -33,12 +33,13 @@ def build(
 ) -> int:
     """Build a profile from a CSV file with the columns path,rating.
 
-    Any scale of ratings will do; three are the minimum, ten begin to tell, a hundred are good. Paths are relative to
-    the file. The photos themselves are not kept. Exit code 1 when some could not be read.
+    Any scale of ratings will do; three are the minimum, ten begin to tell, a hundred are good. Says what the profile is
+    worth. Paths are relative to the file. The photos themselves are not kept. Exit code 1 when some could not be read.
     """
     from calm_runtime.pipeline import Calm
     from calm_runtime.profile import build_profile
     from calm_runtime.ratings import read_ratings
+    from calm_runtime.worth import verdict
 
     rows = read_ratings(ratings)
     model = load_model(bundle, engine, threads)
@@ -49,6 +50,7 @@ def build(
     for error in errors:
         click.echo(f"calm: left out: {display_name(str(error))}", err=True)
     click.echo(f"{display_name(str(output))}: learnt from {built.info.ratings} ratings with {built.info.model}")
+    click.echo(verdict(built.info.ratings, built.info.worth))
     return 1 if errors else 0
 
 
