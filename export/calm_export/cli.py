@@ -25,6 +25,7 @@ VERIFY = "verify"
 WIDE = 150
 FAST = {
     "encoder_precision": "int8",
+    "half_weights": True,
     "llm_precision": "int8-dynamic",
     "llm_decode_precision": "int4",
     "llm_block": "auto",
@@ -75,7 +76,7 @@ class ExportCommand(click.Command):
     is_eager=True,
     expose_value=False,
     callback=_prefer_fast,
-    help="For speed on a CPU: --encoder-precision int8 --llm-precision int8-dynamic "
+    help="For speed on a CPU: --encoder-precision int8 --half-weights --llm-precision int8-dynamic "
     "--llm-decode-precision int4 --llm-block auto. Options given beside it win.",
 )
 @click.option(
@@ -105,6 +106,17 @@ class ExportCommand(click.Command):
     default="fp32",
     show_default=True,
     help="Vision encoder and aligner on the CPU. int8 keeps the most sensitive products in float until the gate holds.",
+)
+@click.option(
+    "--vision-precision",
+    type=click.Choice(["auto", "fp32", "int8"]),
+    default="auto",
+    show_default=True,
+    help="Of the vision encoder alone, beside --encoder-precision int8. auto: what is faster, float32 for convolutions.",
+)
+@click.option(
+    "--half-weights/--no-half-weights",
+    help="Store float32 weights of vision encoder and aligner in float16: half the file, computed in float32 all the same.",
 )
 @click.option(
     "--calibration",
@@ -160,6 +172,8 @@ def export(
     llm_decode_precision: LlmPrecision | None,
     llm_block: str,
     encoder_precision: Precision,
+    vision_precision: str,
+    half_weights: bool,
     calibration: Path | None,
     devices: tuple[str, ...],
     engine_precision: Precision,
@@ -196,6 +210,8 @@ def export(
             llm_decode_precision=llm_decode_precision,
             llm_block=None if llm_block == "auto" else int(llm_block),
             encoder_precision=encoder_precision,
+            vision_precision=None if vision_precision == "auto" else vision_precision,  # type: ignore[arg-type]
+            half_weights=half_weights,
             calibration=calibration,
             devices=tuple(dict.fromkeys(devices)),
             engine_precision=engine_precision,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import onnx
 import torch
 from onnx import ModelProto
 
@@ -14,6 +15,7 @@ from calm_export.aligner import export_aligner
 from calm_export.calibrate import CPU_SCHEME, ENGINE_SCHEMES, Scheme, calibration_pixels
 from calm_export.engines import STAGES, Sources, source_features, source_graphs, write_sources
 from calm_export.graph import write_graph
+from calm_export.half_weights import store_half
 from calm_export.sensitivity import QUANTISATION, encode_report, quantise
 from calm_export.tensorrt import BUILDERS, build_devices, build_engine
 from calm_export.vision import export_vision
@@ -42,16 +44,28 @@ def export_eyes(
     if precision == "int8":
         tool += f", onnxruntime {tool_version('onnxruntime')}"
         photos = calibration_pixels(work.options.calibration, work.info.photo, pixels)
-        work.rows += _quantise(work, "onnx", protos, sources, CPU_SCHEME, photos, (pixels, reference), progress)
+        rounded = rounded_stages(work)
+        judges = (pixels, reference)
+        work.rows += _quantise(work, "onnx", protos, sources, CPU_SCHEME, photos, judges, progress, rounded)
     else:
+        rounded = ()
         for stage, path in sources.items():
             write_graph(protos[stage], path)
+    if work.options.half_weights:
+        for path in (path for stage, path in sources.items() if stage not in rounded):
+            write_graph(store_half(onnx.load(str(path))), path)
     features = parity.onnx_features(sources["vision_encoder"], sources["aligner"], pixels)
     if precision != "int8":
         work.gate(parity.feature_rows(reference, features, precision), "the export of vision encoder and aligner")
     for stage, path in sources.items():
-        work.add_onnx(stage, path.name, precision, tool)
+        work.add_onnx(stage, path.name, precision if stage in rounded else "fp32", tool)
     return features
+
+
+def rounded_stages(work: Work) -> tuple[Stage, ...]:
+    """Which stages int8 rounds: by default not convolutions, which ONNX Runtime computes faster in float32."""
+    vision = work.options.vision_precision or ("fp32" if work.model.config.reads_maps else "int8")
+    return STAGES if vision == "int8" else ("aligner",)
 
 
 def _quantise(
@@ -63,6 +77,7 @@ def _quantise(
     photos: parity.Array,
     judges: tuple[parity.Array, parity.Seen],
     progress: Callable[[str], None],
+    stages: Sequence[Stage] = STAGES,
 ) -> tuple[ParityRow, ...]:
     """Write rounded graphs that pass the gate of their precision. Returns its rows; the groups go into the bundle's report.
 
@@ -82,7 +97,7 @@ def _quantise(
         ]
 
     scratch = work.scratch / what
-    work.quantised[what] = quantise(protos, photos, (pixels, judge), sources, scratch, scheme, progress)
+    work.quantised[what] = quantise(protos, photos, (pixels, judge), sources, scratch, scheme, progress, stages)
     (work.folder / QUANTISATION).write_bytes(encode_report(work.quantised))
     return work.quantised[what].rows
 

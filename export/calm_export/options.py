@@ -25,7 +25,9 @@ class ExportOptions:
     llm_precision: "auto" takes the smallest of int4, int8 and fp32 that passes the gate. llm_decode_precision: of a second
     graph that reads what is written, token by token; None has one graph for all. llm_block: weights of int4 and int8
     that share a scale; None takes the most that pass the gate.
-    encoder_precision: of vision encoder and aligner for the CPU. calibration: folder of photos whose values set the
+    encoder_precision: of vision encoder and aligner for the CPU. vision_precision: of the vision encoder alone, where int8
+    is asked for; None: what is faster, int8 for encoders of tokens and fp32 for those of feature maps.
+    half_weights: float32 weights of the two are stored in float16. calibration: folder of photos whose values set the
     ranges of int8 and fp8; None takes the gate's.
     devices: of TensorRT-RTX engines, "portable" or compute capabilities; TensorRT builds for the GPU at hand.
     engine_precision: weights of the engines of both. batches: smallest, optimised-for and largest of their profile.
@@ -38,6 +40,8 @@ class ExportOptions:
     llm_decode_precision: LlmPrecision | None = None
     llm_block: int | None = BLOCK_SIZE
     encoder_precision: Precision = "fp32"
+    vision_precision: Precision | None = None
+    half_weights: bool = False
     calibration: Path | None = None
     devices: tuple[str, ...] = (PORTABLE,)
     engine_precision: Precision = "fp16"
@@ -65,6 +69,8 @@ class ExportOptions:
         if self.encoder_precision not in ENCODER_PRECISIONS:
             choices = ", ".join(ENCODER_PRECISIONS)
             raise ExportError(f"no encoder precision {self.encoder_precision!r}; choose from {choices}")
+        if self.vision_precision not in (None, *ENCODER_PRECISIONS):
+            raise ExportError(f"no vision precision {self.vision_precision!r}; choose auto, fp32 or int8")
         if self.engine_precision not in ENGINE_PRECISIONS:
             choices = ", ".join(ENGINE_PRECISIONS)
             raise ExportError(f"no engine precision {self.engine_precision!r}; choose from {choices}")
@@ -95,6 +101,8 @@ class ExportOptions:
             "llm_precision": self.llm_precision,
             "llm_block": str(llm_block or self.llm_block or BLOCK_SIZE),
             "encoder_precision": self.encoder_precision,
+            "vision_precision": self.vision_precision or "auto",
+            "half_weights": "yes" if self.half_weights else "no",
             "calibration": ("a folder" if self.calibration else "photos of the gate") if self._rounds else "",
             "devices": " ".join(self.devices) if "tensorrt-rtx" in self.targets else "",
             "engine_precision": self.engine_precision if engines else "",

@@ -74,15 +74,16 @@ def quantise(
     scratch: Path,
     scheme: Scheme,
     progress: Callable[[str], None] = lambda message: None,
+    stages: Sequence[Stage] = STAGES,
 ) -> Quantised:
-    """Write both stages, rounded after the scheme, to `sources`, with as few groups left float as the gate asks for.
+    """Write both stages to `sources`; those of `stages` rounded, with as few groups left float as the gate asks for.
 
     pixels: pixel_values [P, 3, S, S] of the calibration photos; PROBE_PHOTOS of them also measure the groups.
     gate: pixel_values of the photos that judge, and the rows their features have to pass.
     Raises ExportError when the graphs miss the gate with any group rounded, or cannot be quantised.
     """
     calibrated = calibrate_stages(protos, pixels, scratch, scheme, progress)
-    probes = sensitivities(calibrated, pixels[evenly(len(pixels), PROBE_PHOTOS)], scratch, progress)
+    probes = sensitivities(calibrated, pixels[evenly(len(pixels), PROBE_PHOTOS)], scratch, progress, stages)
     judged, judge = gate
 
     def attempt(kept: int) -> tuple[ParityRow, ...]:
@@ -150,6 +151,7 @@ def sensitivities(
     pixels: Array,
     scratch: Path,
     progress: Callable[[str], None] = lambda message: None,
+    stages: Sequence[Stage] = STAGES,
 ) -> list[Probe]:
     """Every group alone rounded, all else float, measured on pixel_values [P, 3, S, S]; the most sensitive first."""
     encoder = VisionEncoder(OnnxSession(calibrated["vision_encoder"].graph))
@@ -159,7 +161,7 @@ def sensitivities(
     expected = _stacked([{**states, **mfam(states)._asdict()} for states in hidden])
     probe = scratch / "probe.onnx"
     probes = []
-    for stage in STAGES:
+    for stage in stages:
         for group in calibrated[stage].groups:
             progress(f"{stage}: {group} alone as {calibrated[stage].scheme.rounding}")
             tried = OnnxSession(calibrated[stage].quantise([group], probe))
