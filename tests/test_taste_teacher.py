@@ -67,14 +67,14 @@ def test_a_degraded_view_never_gets_more_votes_and_a_harmless_edit_costs_none():
 
 
 def test_a_teacher_learns_what_rated_photos_show_and_survives_saving(tmp_path: Path, parts):
-    pixels = seen(40)
+    pixels = seen(160)
     start = unfitted_teacher(parts)
     votes, features = start.nima_votes(pixels), start.features(pixels)
     liking = pixels[:, 1].float().mean(dim=(1, 2, 3))  # a set of raters that likes bright pictures
-    target = standardise_sets(liking, ["one"] * 40)
-    teacher = fit_teacher(start, votes[:30], features[:30], target[:30], "30 photos")
-    said = teacher(pixels[30:]) @ RATINGS
-    assert np.corrcoef(said.numpy(), target[30:].numpy())[0, 1] > 0.5  # on photos it was not fitted on
+    target = standardise_sets(liking, ["one"] * 160)
+    teacher = fit_teacher(start, votes[:120], features[:120], target[:120], "120 photos")
+    said = teacher(pixels[120:]) @ RATINGS
+    assert np.corrcoef(said.numpy(), target[120:].numpy())[0, 1] > 0.5  # on photos it was not fitted on
     teacher.save(tmp_path)
     again = TasteTeacher.load(tmp_path)
     assert torch.allclose(again(pixels[:3]), teacher(pixels[:3]))

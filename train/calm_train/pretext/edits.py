@@ -248,7 +248,7 @@ def watermark(rgb: Tensor, severity: float, rng: np.random.Generator) -> Tensor:
             draw.rectangle(
                 (place[0] - size / 4, place[1], place[0] + 0.62 * size * len(text), place[1] + 1.3 * size), None, 255, 2
             )
-    share = torch.from_numpy(np.array(layer)).float() / 255 * float(rng.uniform(0.35, 1.0))
+    share = torch.from_numpy(np.array(layer)).float() / 255 * (0.25 + 0.65 * severity + float(rng.uniform(-0.1, 0.1)))
     ink = (
         torch.full((3, 1, 1), float(rng.choice([0.0, 1.0, 1.0])))
         if rng.integers(3)
