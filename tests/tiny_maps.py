@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -74,6 +75,6 @@ def save_encoder(folder: Path, config: PretrainedConfig) -> Path:
         model(torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)) * 2 - 1)
     model.eval().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
-        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "size": %d}' % SIZE
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": SIZE})
     )
     return folder

@@ -27,7 +27,8 @@ def gives_maps(config: PretrainedConfig) -> bool:
 def open_map_encoder(config: PretrainedConfig) -> PreTrainedModel:
     """The encoder with weights yet to be loaded: an `AutoBackbone` where its config names stages to give, else an `AutoModel`."""
     kind = AutoBackbone if is_backbone(config) else AutoModel
-    return kind.from_config(config)  # type: ignore[no-any-return]
+    encoder: PreTrainedModel = kind.from_config(config)
+    return encoder
 
 
 def read_maps(encoder: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, ...]:

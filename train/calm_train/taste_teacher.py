@@ -156,7 +156,7 @@ class TasteTeacher(nn.Module):
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """Mean and spread of the tapped maps of every encoder: [B, 3, 3, SIZE, SIZE] uint8 -> [B, F] float32."""
-        parts = []
+        parts: list[Tensor] = []
         for encoder, part in zip(self.encoders, self.info.parts, strict=True):
             for sight in part.sights:
                 maps = read_maps(encoder, _normalise(pixels[:, SIGHTS.index(sight)]))  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -216,7 +217,7 @@ def train_stage(
             part.set_attn_implementation("eager")  # fused attention's backward is the slower one on a CPU
     if settings.gradient_checkpointing:
         stage.model.llm.gradient_checkpointing_enable({"use_reentrant": False})
-        for encoder in stage.model.vision_encoder.backbones:
+        for encoder in cast(Iterable[PreTrainedModel], stage.model.vision_encoder.backbones):
             if encoder.supports_gradient_checkpointing:
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
     adapters = add_adapters(stage, settings.lora) if settings.lora else None

@@ -135,7 +135,8 @@ class MapEncoder(nn.Module):
         for neck, summary in zip(self.necks, summaries, strict=True):
             tokens, photo = neck(summary)
             states.append(tokens)
-        return HiddenStates(*states, photo)
+        low, middle, high, thematic = states
+        return HiddenStates(low, middle, high, thematic, photo)
 
 
 VisionEncoder = TokenEncoder | MapEncoder

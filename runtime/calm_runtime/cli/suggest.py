@@ -92,7 +92,9 @@ def _lines(found: Suggestions, written: Improved | None) -> list[str]:
     lines = [click.style(display_name(found.photo), bold=True) + f"  {before:.1f}"]
     for number, suggestion in enumerate(found.suggestions, 1):
         gain = click.style(f"{suggestion.gain:+.1f}", fg="green")
-        lines.append(f"  {number}. {describe(suggestion.edit)}  {before:.1f} -> {suggestion.quality_after:.1f} ({gain})")
+        lines.append(
+            f"  {number}. {describe(suggestion.edit)}  {before:.1f} -> {suggestion.quality_after:.1f} ({gain})"
+        )
     if not found.suggestions:
         lines.append("  nothing that was tried gains; leave it as it is")
     if written:
