@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from rich.progress import track
 from torch import Tensor, nn
@@ -54,7 +53,9 @@ class _Pooled(nn.Module):
         return torch.cat(parts, dim=1), maps[-1].mean(dim=(2, 3))
 
 
-def _session(module: nn.Module, path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _session(module: nn.Module, path: Path, threads: int) -> Any:
+    import onnxruntime
+
     torch.onnx.export(
         module.eval(), (torch.rand(2, 3, 224, 224),), str(path), dynamo=True, input_names=["pixels"],
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), external_data=False, verbose=False,

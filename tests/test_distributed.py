@@ -30,7 +30,7 @@ TUNE = {
     "steps": 2,
     "accumulate": 2,
     "gradient_checkpointing": True,
-    "weights": {"score": 1.0, "generation": 1.0},
+    "weights": {"technical": 1.0, "generation": 1.0},
 }
 LORA = {"rank": 2, "alpha": 4}
 

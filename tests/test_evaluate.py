@@ -56,7 +56,7 @@ def test_torch_and_bundle_agree_within_the_parity_gate(calm: Calm, pictures):
     by_torch, by_bundle = CheckpointScorer(CHECKPOINT)(pictures), BundleScorer(calm)(pictures)
     assert np.abs(by_torch.scores - by_bundle.scores).max() <= 0.15
     assert np.abs(by_torch.technical - by_bundle.technical).max() <= 0.15
-    assert np.abs(by_torch.attributes - by_bundle.attributes).max() <= 0.01
+    assert np.abs(by_torch.attributes - by_bundle.attributes).max() <= 0.03  # the shipped aligner is int8
 
 
 def test_darkness_costs_score(calm: Calm, pictures):
@@ -123,7 +123,7 @@ def test_what_a_suggestion_gains_is_measured_on_the_edited_photo(calm: Calm, pic
     first = calm.suggest(buffer.getvalue()).suggestions[0]
     edited = io.BytesIO()
     retouch(dark, [first.edit]).save(edited, "PNG")
-    before, after = (calm.score(data.getvalue()).mean for data in (buffer, edited))
+    before, after = (calm.score(data.getvalue()).quality for data in (buffer, edited))
     assert row["first gain"] == pytest.approx(after - before, abs=1e-6)
     assert row["first"] == float(first.edit.name == "exposure")
 

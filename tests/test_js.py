@@ -205,11 +205,11 @@ def test_node_scores_six_photos_as_python_and_one_bad_file_costs_nothing(
 
 
 def test_node_leaves_nothing_of_onnx_runtimes_telemetry(
-    node_example: list[str], pack: Path, five_photos: list[Path], tmp_path: Path
+    node_example: list[str], pack: Path, six_photos: list[Path], tmp_path: Path
 ) -> None:
     """For a user who wants it; ONNX Runtime is silent where variables of continuous integration are set."""
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ORT_DISABLE_TELEMETRY": "0"}
-    subprocess.run([*node_example, pack, five_photos[0]], env=env, cwd=tmp_path, capture_output=True, check=True)
+    subprocess.run([*node_example, pack, six_photos[0]], env=env, cwd=tmp_path, capture_output=True, check=True)
     assert not [path for path in tmp_path.rglob("*") if path.name.lower() in ("microsoft", ".onnxruntime")]
 
 

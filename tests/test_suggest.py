@@ -227,7 +227,7 @@ def test_json_is_one_record_per_photo(folder: Path, nano_bundle: Path) -> None:
     assert [Path(r["path"]).name for r in records] == ["cat.JPG", "notes.jpg", "coffee.png"]
     assert records[1]["error"]["type"] == "PhotoUnreadable"
     for record in records[::2]:
-        assert list(record) == ["path", "score", "suggestions", "model", "bundle", "ms"]
+        assert list(record) == ["path", "score", "technical", "quality", "suggestions", "model", "bundle", "ms"]
         assert record["suggestions"]
         for suggestion in record["suggestions"]:
             assert list(suggestion) == ["edit", "amount", "unit", "quality_after", "gain"]
@@ -252,7 +252,7 @@ def test_apply_writes_one_better_picture_per_photo_and_keeps_the_originals(folde
         record = json.loads(line)
         if "written" in record:
             written = record["written"]
-            assert written["score"] > record["score"] or not written["edits"]
+            assert written["quality"] > record["quality"] or not written["edits"]
             assert Calm.load(nano_bundle).score(written["path"]).quality == pytest.approx(written["quality"], abs=1e-3)
     with Image.open(out / "cat.JPG") as improved, Image.open(folder / "cat.JPG") as original:
         assert improved.size == original.size[::-1]
