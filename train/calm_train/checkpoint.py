@@ -58,7 +58,12 @@ def save_checkpoint(
     root.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(root)
     tokenizer.save(str(root / TOKENIZER))
-    (root / INFO).write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
+    write_info(root, info)
+
+
+def write_info(folder: str | Path, info: CheckpointInfo) -> None:
+    """Write calm.json alone."""
+    (Path(folder) / INFO).write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
 
 
 def load_checkpoint(folder: str | Path) -> tuple[CalmForConditionalGeneration, Tokenizer, CheckpointInfo]:

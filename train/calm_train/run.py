@@ -22,7 +22,7 @@ from calm_runtime.prompt import PROMPTS
 from calm_runtime.ratings import read_ratings, to_score_scale
 from calm_runtime.reference import reference_of
 from calm_train.build import build_model, photo_spec
-from calm_train.checkpoint import INFO, CheckpointInfo, find_checkpoint, load_checkpoint, save_checkpoint
+from calm_train.checkpoint import INFO, CheckpointInfo, find_checkpoint, load_checkpoint, save_checkpoint, write_info
 from calm_train.data import BatchCollator, PairDataset, PromptEncoder
 from calm_train.datasets import DATASETS, CaptionedPhoto, Conversation, Photo, RatedPhoto, read_dataset
 from calm_train.datasets.records import PhotoSource
@@ -122,9 +122,10 @@ def run_stage(options: RunOptions) -> str:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         described = _info(recipe, info, options.stage, {**data.counts(), "photos": len(pictures)}, options.name)
-        if described.stage == "tune":
-            described = with_reference(described, model, collator, pictures)
         save_checkpoint(options.output, model, tokenizer, described)
+        if described.stage == "tune":  # read again: what was trained may lie on several devices
+            finished, _, _ = load_checkpoint(options.output)
+            write_info(options.output, with_reference(described, finished, collator, pictures))
         if history:
             facts = {"start": start.name, "steps": settings.steps, "minutes": f"{minutes:.1f}", **data.counts()}
             line += f"; {write_report(options.output, f'{recipe.model.name}: {options.stage}', facts, history)}"
@@ -154,10 +155,11 @@ def _teacher(
 def with_reference(
     info: CheckpointInfo, model: CalmForConditionalGeneration, collator: BatchCollator, pictures: Sequence[Picture]
 ) -> CheckpointInfo:
-    """The description with the scores of up to REFERENCE_PHOTOS of the photos, whole, for percentiles."""
+    """The description with the scores of up to REFERENCE_PHOTOS of the photos, whole, for percentiles.
+
+    model: as `load_checkpoint` gives it.
+    """
     chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), REFERENCE_PHOTOS)).round().astype(int)
-    nn.Module.to(model, "cpu")
-    model.train(False)
     ids = [torch.tensor([side]) for side in collator.score_ids]
     scores = []
     for index in chosen:
