@@ -34,7 +34,7 @@ PICTURE_MODULE = REPOSITORY / "examples" / "js" / "picture.mjs"
 NO_REGISTRY = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "EAI_AGAIN", "ETIMEDOUT", "ENETUNREACH", "ERR_SOCKET_TIMEOUT")
 BOUND = 0.05
 TECHNICAL_BOUND = (
-    0.2  # it reads traces of single levels, in which decoders and blending with a transparent ground differ
+    0.3  # it reads traces of single levels, in which decoders and blending with a transparent ground differ
 )
 
 pytestmark = [pytest.mark.web, pytest.mark.timeout(900)]
